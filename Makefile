@@ -1,0 +1,41 @@
+# One place for what people, hooks and CI call. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RESULTS ?= results
+
+.PHONY: help bench test check format clean
+help:
+	@echo "make bench   set up, serve photographs with every design, measure it, show the labels"
+	@echo "make test    set up and run all tests"
+	@echo "make check   formatting, lint, types, import contracts"
+	@echo "make format  rewrite the source in the project's format"
+	@echo "make clean   remove $(VENV) and caches (results stay)"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Headrace needs Python 3.11 to 3.13, and $(PYTHON) is " + sys.version.split()[0] + ": say make PYTHON=python3.11")'
+	@echo "Setting up $(VENV) (PyTorch is large: minutes on a first run)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+bench: $(READY)
+	@$(BIN)/headrace bench --output-dir $(RESULTS)/bench --overwrite $(BENCH_OPTIONS)
+	@$(BIN)/headrace classify
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: $(READY)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

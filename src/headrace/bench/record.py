@@ -1,0 +1,70 @@
+"""The raw record of a run: one row per request, kept whole; every number in a report is computed from it.
+
+All times are nanoseconds of `headrace.clock`. 0 means that the stage was not reached. The backend's four stamps are
+host times: on CUDA, `started` to `computed` is the time to launch the model, not to finish it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PHASES = ("first", "warm_up", "measured")
+STATUSES = ("unanswered", "ok", "error", "wrong")
+
+RECORD_DTYPE = np.dtype(
+    [
+        ("index", np.int32),  # order of sending, over all phases
+        ("phase", np.int8),  # into PHASES
+        ("batch", np.int32),  # which prepared batch was sent
+        ("rows", np.int32),
+        ("scheduled_ns", np.int64),  # when the plan wanted it sent
+        ("issued_ns", np.int64),  # when it was handed to the transport
+        ("received_ns", np.int64),  # taken from the request queue by the backend
+        ("started_ns", np.int64),  # the forward call began
+        ("computed_ns", np.int64),  # the forward call returned
+        ("responded_ns", np.int64),  # the answer, on the CPU, was handed to the response queue
+        ("completed_ns", np.int64),  # the answer was in the client's hands
+        ("worker", np.int16),  # which predict thread
+        ("status", np.int8),  # into STATUSES
+    ]
+)
+
+Records = npt.NDArray[np.void]  # of RECORD_DTYPE
+
+
+def empty_records(count: int) -> Records:
+    """Return `count` unanswered records, their memory touched, so that stamping one never allocates."""
+    records = np.zeros(count, dtype=RECORD_DTYPE)
+    records["index"] = np.arange(count)
+    return records
+
+
+def measured(records: Records) -> Records:
+    return records[records["phase"] == PHASES.index("measured")]
+
+
+def write_records(records: Records, path: Path) -> None:
+    """Write Parquet (zstd), phases and statuses as words."""
+    columns: dict[str, pa.Array] = {name: pa.array(records[name]) for name in RECORD_DTYPE.names or ()}
+    for name, words in (("phase", PHASES), ("status", STATUSES)):
+        columns[name] = pa.DictionaryArray.from_arrays(columns[name], pa.array(words))
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def read_records(path: Path) -> Records:
+    """Read what `write_records` wrote."""
+    table = pq.read_table(path)
+    records = empty_records(table.num_rows)
+    for name in RECORD_DTYPE.names or ():
+        column = table.column(name).combine_chunks()
+        if name in ("phase", "status"):
+            words = PHASES if name == "phase" else STATUSES
+            records[name] = [words.index(word) for word in column.to_pylist()]
+        else:
+            records[name] = column.to_numpy()
+    return records

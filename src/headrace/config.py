@@ -1,0 +1,134 @@
+"""What a run is: frozen sections, one per part of the system, refused early.
+
+A part gets its own section and never the whole. `RunConfig` is what the command line builds and what every result
+records, so two runs can be told apart by their options alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from headrace.errors import InvalidOption
+
+DesignName = Literal["original", "executor", "h2d_d2h_threads"]
+Precision = Literal["tf32", "float32"]
+InputKind = Literal["photos", "random"]
+DESIGN_NAMES: tuple[DesignName, ...] = get_args(DesignName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidOption(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, from where, and how it computes."""
+
+    name: str = "resnet18"  # torchvision name, "efficientnet_lite0", package.module:callable, or file.py:callable
+    model_dir: Path = Path()  # where checkpoints lie
+    download: bool = True  # fetch a missing torchvision checkpoint; else seeded random weights
+    seed: int = 0  # of the random weights
+    compile: bool = False  # torch.compile, as published
+    precision: Precision = "tf32"  # float32 tensors; "tf32" lets convolutions round (PyTorch's default), "float32" forbids it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesignConfig:
+    """How the backend moves a batch."""
+
+    name: DesignName = "h2d_d2h_threads"
+    num_workers: int = 1  # predict threads; the first two designs have one by definition
+
+    @property
+    def experiment(self) -> str:
+        """The name of this design's row in the published tables."""
+        return f"{self.num_workers}_predict_workers" if self.num_workers > 1 else self.name
+
+    def validate(self, *, compiled: bool) -> None:
+        require(
+            self.name in DESIGN_NAMES,
+            f"--design {self.name}: there is no such design; choose one of {', '.join(DESIGN_NAMES)}",
+        )
+        require(self.num_workers >= 1, f"--num-workers {self.num_workers}: at least 1 worker must predict")
+        require(
+            self.num_workers == 1 or self.name == "h2d_d2h_threads",
+            f"--num-workers {self.num_workers}: design {self.name} has one predict thread by definition;"
+            " use --design h2d_d2h_threads for several",
+        )
+        require(
+            not (compiled and self.num_workers > 1),
+            f"--compile with --num-workers {self.num_workers}: torch.compile is not thread-safe and this design's"
+            " workers would compile at the same time; use --num-workers 1 or --no-compile",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """What the requests carry: float32 images [batch_size, 3, image_size, image_size], made before the clock starts."""
+
+    kind: InputKind = "photos"
+    files: tuple[Path, ...] = ()  # own image files, one row each, in order, in place of `kind`
+    batch_size: int = 32  # rows of one request
+    image_size: int = 250  # pixels, height and width
+    distinct_images: int = 256  # rows to draw from; every row of a batch is another one
+    memory_limit_bytes: int = 1 << 30  # of prepared batches; beyond it they repeat in turn
+    seed: int = 0
+
+    def validate(self) -> None:
+        require(self.batch_size >= 1, f"--batch-size {self.batch_size}: a request has at least 1 row")
+        require(
+            32 <= self.image_size <= 4096,
+            f"--image-size {self.image_size}: must be 32 to 4096 pixels",
+        )
+        require(self.distinct_images >= 1, f"--distinct-images {self.distinct_images}: at least 1 is needed")
+        require(self.kind in INPUT_KINDS, f"--input {self.kind}: choose one of {', '.join(INPUT_KINDS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadConfig:
+    """How requests are sent: one alone, some to warm every worker, then all at once (the published burst)."""
+
+    num_iters: int = 100  # measured requests
+    warmup_iters: int = 1  # requests after the first and before the measured ones
+    stall_timeout_s: float = 300.0  # no answer for so long ends the run
+    keep_answers: bool = False  # write answers.npy
+
+    def validate(self) -> None:
+        require(self.num_iters >= 1, f"--num-iters {self.num_iters}: at least 1 request must be measured")
+        require(self.warmup_iters >= 0, f"--warmup-iters {self.warmup_iters}: cannot be negative")
+        require(self.stall_timeout_s > 0, f"--stall-timeout {self.stall_timeout_s}: must be above 0 s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run of one design under one load."""
+
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:N"; the command line resolves "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    design: DesignConfig = field(default_factory=DesignConfig)
+    inputs: InputConfig = field(default_factory=InputConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    telemetry_interval_s: float = 0.1
+    profile: bool = False  # write trace.json; disturbs the timings
+
+    def validate(self) -> None:
+        self.design.validate(compiled=self.model.compile)
+        self.inputs.validate()
+        self.load.validate()
+
+    def as_json(self) -> dict[str, Any]:
+        """All options, with paths as text, for the result files."""
+        return _jsonable(asdict(self))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,65 @@
+"""Every error that a user can meet: one class per remedy.
+
+The message says the value, the limit and what to do. `http_status` and `grpc_code` are what a server answers with;
+`exit_code` is what a command ends with.
+"""
+
+
+class HeadraceError(Exception):
+    """Base of all errors that are the user's to read; anything else is our own bug."""
+
+    exit_code = 1
+    http_status = 500
+    grpc_code = "INTERNAL"
+
+
+class InvalidOption(HeadraceError):
+    """An option, or a combination of options, that cannot work; nothing was started."""
+
+    exit_code = 2
+    http_status = 400
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class DeviceUnavailable(HeadraceError):
+    """The device asked for is not there."""
+
+    exit_code = 2
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
+class ModelError(HeadraceError):
+    """The model cannot be built, loaded or run."""
+
+    http_status = 400
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class CheckpointError(ModelError):
+    """The checkpoint is missing, damaged, or of another model."""
+
+
+class InputError(HeadraceError):
+    """The payload cannot be made: no photographs, too little memory, an unreadable file."""
+
+    http_status = 400
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class OutputError(HeadraceError):
+    """A result file cannot be written, or an old one does not fit."""
+
+
+class RunFailed(HeadraceError):
+    """The run began and did not end well: a request failed, a process died, nothing answered."""
+
+
+class WrongAnswers(RunFailed):
+    """The server answered, and the answers are not the model's."""
+
+
+class IncomparableRuns(HeadraceError):
+    """Runs whose difference would say nothing, because more than the thing compared differs."""
+
+    exit_code = 2
