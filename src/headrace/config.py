@@ -6,9 +6,9 @@ records, so two runs can be told apart by their options alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from headrace.errors import InvalidOption
 
@@ -79,6 +79,12 @@ class InputConfig:
     memory_limit_bytes: int = 1 << 30  # of prepared batches; beyond it they repeat in turn
     seed: int = 0
 
+    def distinct_rows(self, num_batches: int) -> int:
+        """Return how many different rows `num_batches` requests draw from."""
+        if self.files:
+            return len(self.files)
+        return max(self.batch_size, min(self.distinct_images, num_batches * self.batch_size))
+
     def validate(self) -> None:
         require(self.batch_size >= 1, f"--batch-size {self.batch_size}: a request has at least 1 row")
         require(
@@ -120,15 +126,3 @@ class RunConfig:
         self.design.validate(compiled=self.model.compile)
         self.inputs.validate()
         self.load.validate()
-
-    def as_json(self) -> dict[str, Any]:
-        """All options, with paths as text, for the result files."""
-        return _jsonable(asdict(self))
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

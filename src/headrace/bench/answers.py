@@ -1,0 +1,114 @@
+"""Are the answers the model's? Every row of every answer against the eager model's answer to the same row."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.bench.summary import AnswerCheck
+from headrace.config import Precision
+from headrace.errors import WrongAnswers
+
+MOST_COMPARED_ROWS = 512  # pairwise: 131,000 distances
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+def tolerance(device_type: str, precision: Precision, *, compiled: bool) -> float:
+    """Return the largest relative L2 error of a right answer.
+
+    Float32 rounds by 2^-24 = 6e-8 and TF32 by 2^-11 = 5e-4 per product; sums of thousands of products in
+    another order, layer upon layer, make some hundred times the first and some ten times the second. CUDA's
+    float32 gets more room than the CPU's because its convolutions may run as Winograd transforms, and
+    compiled code because it fuses batch norms into other orders of rounding.
+    """
+    if device_type == "cuda":
+        return 1e-2 if precision == "tf32" else 1e-3
+    return 1e-3 if compiled else 1e-4
+
+
+def check(
+    answers: Floats,
+    batch_of_request: Indices,
+    row_index: Indices,
+    reference: Floats,
+    tolerance: float,
+) -> tuple[Flags, AnswerCheck]:
+    """Return which requests [requests] hold a wrong row, and the summary.
+
+    Shapes: answers [requests, batch_size, *out]; batch_of_request [requests], into row_index [batches,
+    batch_size], which points into reference [distinct, *out]. A row with a NaN or an infinity is wrong.
+    Raises WrongAnswers if the answers' shape is not the reference's.
+    """
+    if answers.shape[2:] != reference.shape[1:]:
+        raise WrongAnswers(
+            f"the server's answers to a row have shape {list(answers.shape[2:])}, the eager model's have"
+            f" {list(reference.shape[1:])}; the model must answer every row by itself"
+        )
+    expected = _flat(reference)
+    errors = np.empty(answers.shape[:2])
+    for request, batch in enumerate(batch_of_request):  # one at a time: float64 copies of all would not fit
+        errors[request] = relative_errors(_flat(answers[request]), expected[row_index[batch]])
+    wrong_rows = errors > tolerance
+    summary = AnswerCheck(
+        checked_rows=errors.size,
+        wrong_rows=int(wrong_rows.sum()),
+        tolerance=tolerance,
+        max_error=float(errors.max(initial=0.0)),
+        nearest_distinct=nearest_distinct(reference),
+    )
+    return np.any(wrong_rows, axis=1), summary
+
+
+def relative_errors(answers: Doubles, expected: Doubles) -> Doubles:
+    """Return ||answer - expected|| / ||expected|| per row, [rows].
+
+    What is no number, and any answer but 0 where 0 is expected, counts as the largest float: it never passes,
+    and unlike an infinity it can be written to JSON.
+    """
+    with np.errstate(all="ignore"):
+        error = np.linalg.norm(answers - expected, axis=1)
+        relative = np.where(error == 0.0, 0.0, error / np.linalg.norm(expected, axis=1))
+    largest = sys.float_info.max
+    return np.nan_to_num(relative, nan=largest, posinf=largest)
+
+
+def nearest_distinct(reference: Floats) -> float | None:
+    """Return the relative L2 distance of the two most alike of the first 512 answers; None with one.
+
+    Relative to the larger norm of the two, so that it is the smallest error that an exchanged pair can show.
+    Answers that are not finite are left out, since no answer passes for them.
+    """
+    rows = _flat(reference[:MOST_COMPARED_ROWS])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        return None
+    return min(_nearest_to_first(rows[i:]) for i in range(len(rows) - 1))
+
+
+def exchange_warning(summary: AnswerCheck) -> str | None:
+    """Return a warning if an exchanged row could pass for right, else None."""
+    nearest = summary.nearest_distinct
+    if nearest is None or summary.tolerance < nearest / 2:
+        return None
+    return (
+        f"two different inputs have answers only {nearest:.1e} apart (relative), and errors up to"
+        f" {summary.tolerance:.0e} count as right: an exchanged row could go unnoticed;"
+        " use trained weights, --precision float32 or fewer --distinct-images"
+    )
+
+
+def _nearest_to_first(rows: Doubles) -> float:
+    distances = np.linalg.norm(rows[1:] - rows[0], axis=1)
+    norms = np.linalg.norm(rows, axis=1)
+    larger = np.maximum(norms[1:], norms[0])
+    return float((distances / np.where(larger == 0.0, 1.0, larger)).min())
+
+
+def _flat(rows: Floats) -> Doubles:
+    return rows.reshape(len(rows), -1).astype(np.float64)

@@ -1,0 +1,203 @@
+"""Finished runs as a set: found in a folder, sorted, told apart, and refused where they are unlike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from headrace.bench.environment import differences as environment_differences
+from headrace.bench.plan import PlannedRun, load_plan
+from headrace.bench.summary import FILE_NAME, Environment, RunSummary, load_summary
+from headrace.config import DESIGN_NAMES
+from headrace.errors import OutputError
+
+RUNS = "runs"  # in a sweep's folder
+ERROR_SUFFIX = ".error"  # runs/NAME.error: why an attempt ended badly
+
+Differences: TypeAlias = Callable[[Environment, Environment], tuple[str, ...]]
+
+# What may differ between runs that are tabled or compared: the thing compared (design, and the number of
+# warm-up requests, which by default follows from its workers), the cell (batch size, compile), and what
+# touches no timing (where files lie, how long to wait for an answer that never comes).
+_MAY_DIFFER = (
+    "design.",
+    "inputs.batch_size",
+    "model.compile",
+    "model.model_dir",
+    "model.download",
+    "load.warmup_iters",
+    "load.stall_timeout_s",
+    "load.keep_answers",
+)
+# Facts of torch that the environment does not hold. Not among them: threads, which the host divides by the
+# workers.
+_TORCH_FACTS = ("cuda", "cudnn", "cudnn_tf32", "matmul_tf32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class CellKey:
+    """What a published table is about."""
+
+    compile: bool
+    batch_size: int
+
+    @classmethod
+    def of(cls, run: RunSummary) -> CellKey:
+        return cls(compile=run.options.model.compile, batch_size=run.options.inputs.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingRun:
+    """An attempt of a sweep that ended without a summary: it crashed, or was stopped at its time limit."""
+
+    planned: PlannedRun
+    error: str
+
+
+def load_runs(path: Path) -> list[RunSummary]:
+    """Read a run's folder, or every finished run of a sweep's folder, in a fixed order.
+
+    Raises OutputError where the folder holds none, or one of another version.
+    """
+    if (path / FILE_NAME).is_file():
+        return [load_summary(path)]
+    folders = sorted(summary.parent for summary in path.glob(f"{RUNS}/*/{FILE_NAME}"))
+    if not folders:
+        raise OutputError(
+            f"{path}: no finished run there; name the folder of a run (it holds {FILE_NAME}) or of a sweep"
+            f" (it holds {RUNS}/*/{FILE_NAME})"
+        )
+    runs = [load_summary(folder) for folder in folders]
+    return sorted(runs, key=lambda run: (CellKey.of(run), experiment_rank(run.experiment), run.started_at))
+
+
+def missing_runs(path: Path) -> tuple[MissingRun, ...]:
+    """Return a sweep's attempts that left an error and no summary; none for a folder of another kind."""
+    planned = load_plan(path)
+    found = []
+    for run in planned.runs if planned else ():
+        note = error_file(path, run)
+        if note.is_file() and not (path / RUNS / run.name / FILE_NAME).is_file():
+            found.append(MissingRun(planned=run, error=note.read_text(encoding="utf-8").strip()))
+    return tuple(found)
+
+
+def error_file(sweep_dir: Path, run: PlannedRun) -> Path:
+    return sweep_dir / RUNS / (run.name + ERROR_SUFFIX)
+
+
+def counts(run: RunSummary) -> bool:
+    """Return whether a run's numbers may be used: it ended well and every answer was right."""
+    complete = run.metrics.errors == 0 and run.metrics.unanswered == 0
+    answered_right = complete and not has_wrong_answers(run)
+    return run.error is None and answered_right and run.metrics.throughput_samples_per_s is not None
+
+
+def has_wrong_answers(run: RunSummary) -> bool:
+    return run.metrics.wrong > 0 or (run.answers is not None and run.answers.wrong_rows > 0)
+
+
+def experiment_rank(experiment: str) -> tuple[int, int, str]:
+    """Sort experiments as the published tables do: baseline first, several workers last."""
+    if experiment in DESIGN_NAMES:
+        return (0, DESIGN_NAMES.index(experiment), experiment)
+    workers = experiment.partition("_")[0]
+    return (1, int(workers) if workers.isdigit() else 0, experiment)
+
+
+def experiments(runs: Iterable[RunSummary]) -> list[str]:
+    return sorted({run.experiment for run in runs}, key=experiment_rank)
+
+
+def unlike(runs: Sequence[RunSummary], differences: Differences = environment_differences) -> tuple[str, ...]:
+    """Return a line per option or fact of the environment that differs among the runs, at least 1.
+
+    Each is a reason for a difference in the numbers other than the design, and makes a comparison say
+    nothing.
+    """
+    lines: dict[str, None] = {}
+    first = _fullest(runs)
+    for run in runs:
+        lines |= dict.fromkeys(_differing_options(first, run))
+        lines |= dict.fromkeys(differences(first.environment, run.environment))
+        lines |= dict.fromkeys(_differing_torch(first, run))
+    return tuple(lines)
+
+
+def machine(runs: Sequence[RunSummary]) -> str:
+    """Describe where and with what the runs were made, in one line. Callers have refused unlike runs."""
+    first = _fullest(runs)
+    where, options = first.environment, first.options
+    device = where.gpu_name if where.gpu_name and options.device != "cpu" else where.cpu_model
+    parts = [
+        device + (f" (driver {where.gpu_driver})" if where.gpu_driver else ""),
+        f"torch {first.torch.torch}" if first.torch else "torch version not recorded",
+        f"CUDA {first.torch.cuda}" if first.torch and first.torch.cuda else "",
+        f"model {options.model.name}, precision {options.model.precision}",
+        f"input {'files' if options.inputs.files else options.inputs.kind}, float32 [batch, 3,"
+        f" {options.inputs.image_size}, {options.inputs.image_size}]",
+        f"{options.load.num_iters} requests in a burst",
+        "headrace " + ", ".join(revisions(runs)),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def revisions(runs: Iterable[RunSummary]) -> list[str]:
+    """Return the distinct versions of the code that made the runs."""
+    return sorted({_revision(run.environment) for run in runs})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole, so that a reader or a crash never sees half of it. Raises OutputError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); free space or mend the permissions, then start"
+            " again"
+        ) from error
+
+
+def _fullest(runs: Sequence[RunSummary]) -> RunSummary:
+    """Return a run that got far enough to record torch's facts, if there is one. Callers guarantee a run."""
+    return next((run for run in runs if run.torch), runs[0])
+
+
+def _revision(environment: Environment) -> str:
+    revision = f" {environment.git_revision[:10]}" if environment.git_revision else ""
+    return environment.headrace + revision + (" with local changes" if environment.git_dirty else "")
+
+
+def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
+    ours, theirs = _flat_options(first), _flat_options(other)
+    names = [name for name in ours | theirs if not name.startswith(_MAY_DIFFER)]
+    return [f"{name}: {ours[name]} and {theirs[name]}" for name in names if ours[name] != theirs[name]]
+
+
+def _flat_options(run: RunSummary) -> dict[str, str]:
+    """Return options as `section.name` -> text, the device without its number: GPUs are told by name."""
+    options: dict[str, object] = msgspec.to_builtins(run.options, enc_hook=str)
+    return dict(_flatten("", options)) | {"device": run.options.device.partition(":")[0]}
+
+
+def _flatten(prefix: str, value: object) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in _flatten(f"{prefix}.{key}".lstrip("."), item)]
+    return [(prefix, str(value))]
+
+
+def _differing_torch(first: RunSummary, other: RunSummary) -> list[str]:
+    if first.torch is None or other.torch is None:  # a run that failed early does not say
+        return []
+    pairs = ((name, getattr(first.torch, name), getattr(other.torch, name)) for name in _TORCH_FACTS)
+    return [f"{name}: {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs]

@@ -1,0 +1,298 @@
+"""One run, from options to files: the supervisor starts the processes, gives the word, and writes what they report.
+
+Processes: the load generator, the telemetry, the host of the backend, and before the clock starts one that prepares
+the checkpoint and the eager model's answers. The supervisor itself only waits and draws; it imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.bench import answers, environment, nvml, prepared, stats, trace
+from headrace.bench.crew import Crew, Member
+from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, PrepareJob
+from headrace.bench.output import output_folder
+from headrace.bench.prepared import Prepared
+from headrace.bench.record import STATUSES, Records, write_records
+from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, RunSummary, encode
+from headrace.bench.telemetry import TelemetryJob, TelemetryResult
+from headrace.clock import NS_PER_S
+from headrace.config import RunConfig
+from headrace.errors import RunFailed, WrongAnswers
+from headrace.processes import Ready
+from headrace.transport.pair import QueuePair
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+TELEMETRY_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 60.0
+
+
+class Watcher(Protocol):
+    """Shows a run to whoever waits for it."""
+
+    def tell(self, text: str) -> None:
+        """A sentence worth reading."""
+
+    def stage(self, text: str) -> None:
+        """What is happening from now on."""
+
+    def progress(self, issued: int, answered: int, total: int) -> None:
+        """Called about ten times a second while requests are under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """Where a run writes, and what it may take over from another run."""
+
+    output_dir: Path
+    overwrite: bool = False
+    reference_cache: Path | None = None  # folder of reference answers that runs of a sweep share
+
+
+def run_benchmark(config: RunConfig, files: RunFiles, command: Sequence[str], watcher: Watcher) -> RunSummary:
+    """Measure once and write the run's folder; return its summary, whose `error` says if the run does not count.
+
+    Raises InvalidOption, ModelError, InputError, DeviceUnavailable, OutputError or RunFailed where there is nothing to
+    write; the folder is then left as it was.
+    """
+    config.validate()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    with output_folder(files.output_dir, overwrite=files.overwrite) as folder:
+        reported = _Run(config, folder, files.reference_cache or folder, watcher).execute()
+        summary = _summarise(config, reported, command, started_at)
+        write_records(reported.load.records, folder / "requests.parquet")
+        (folder / FILE_NAME).write_bytes(encode(summary))
+    return summary
+
+
+def raise_for(summary: RunSummary) -> None:
+    """Raise RunFailed or WrongAnswers if the run does not count."""
+    if summary.error is not None:
+        raise (WrongAnswers if summary.metrics.wrong else RunFailed)(summary.error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reported:
+    prepared: Prepared
+    load: LoadDone
+    host: HostDone
+    telemetry: TelemetryResult
+
+
+class _Run:
+    """The processes of one run."""
+
+    def __init__(self, config: RunConfig, folder: Path, references: Path, watcher: Watcher) -> None:
+        self._config = config
+        self._folder = folder
+        self._references = references
+        self._watcher = watcher
+        self._progress = RawArray("q", 2)
+        self._crew = Crew(self._draw)
+
+    def execute(self) -> _Reported:
+        """Start everybody, give the word, and collect what they report. Leaves no process behind."""
+        try:
+            reported = self._execute()
+        finally:
+            self._crew.stop()
+        if self._references == self._folder:
+            for path in self._folder.glob("prepared-*"):
+                path.unlink()
+        if self._config.profile:
+            trace.add_requests(
+                self._folder / "trace.json", reported.load.records, reported.host.wall_clock_offset_ns
+            )
+        return reported
+
+    def _execute(self) -> _Reported:
+        self._watcher.stage("preparing the requests and the eager model's answers")
+        telemetry, load = self._start_observers()
+        host = self._start_host()
+        ready = self._prepare()
+        for note in ready.notes:
+            self._watcher.tell(note)
+        self._crew.expect(telemetry, Ready, TELEMETRY_TIMEOUT_S)
+        self._crew.expect(load, Ready)
+        self._crew.expect(host, Ready)
+        self._watcher.stage("loading the model and warming up")
+        host.report.send(Go(ready))
+        load.report.send(Go(ready))
+        load_done = self._crew.expect(load, LoadDone)
+        self._watcher.stage("finishing")
+        host_done = self._crew.expect(host, HostDone, None if self._config.profile else END_TIMEOUT_S)
+        telemetry.report.send("stop")
+        return _Reported(
+            ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S)
+        )
+
+    def _start_observers(self) -> tuple[Member, Member]:
+        """Start telemetry and load generator, which talk to each other about the window."""
+        context, config = self._crew.context, self._config
+        self._queues = QueuePair(context.Queue(), context.Queue())
+        to_telemetry, to_load = context.Pipe()
+
+        def telemetry_job(report: Connection) -> TelemetryJob:
+            return TelemetryJob(
+                window=to_load,
+                report=report,
+                gpu_index=gpu_index(config.device),
+                interval_s=config.telemetry_interval_s,
+                samples_path=self._folder / "telemetry.parquet",
+            )
+
+        def load_job(report: Connection) -> LoadJob:
+            device_type = config.device.partition(":")[0]
+            return LoadJob(
+                inputs=config.inputs,
+                load=config.load,
+                backend_on_cpu=device_type == "cpu",
+                tolerance=answers.tolerance(device_type, config.model.precision, compiled=config.model.compile),
+                queues=self._queues,
+                report=report,
+                window=to_telemetry,
+                progress=self._progress,
+                answers=self._folder / "answers.npy" if config.load.keep_answers else None,
+            )
+
+        telemetry = self._crew.start("telemetry", "headrace.bench.telemetry:run_telemetry", telemetry_job)
+        load = self._crew.start("load generator", "headrace.bench.loadgen:run_load_generator", load_job)
+        to_telemetry.close()
+        to_load.close()
+        return telemetry, load
+
+    def _prepare(self) -> Prepared:
+        """Take over what another run prepared, or have it made, and wait until the process that did has gone."""
+        config, folder = self._config, self._references
+        name = prepared.key(config.model, config.inputs, num_requests(config), config.device)
+        found = prepared.find(folder, name)
+        if found is not None:
+            return found
+
+        def job(report: Connection) -> PrepareJob:
+            return PrepareJob(
+                model=config.model,
+                inputs=config.inputs,
+                num_requests=num_requests(config),
+                device=config.device,
+                folder=folder,
+                name=name,
+                report=report,
+            )
+
+        preparer = self._crew.start("preparing", "headrace.bench.prepare:run_prepare", job)
+        made = self._crew.expect(preparer, Prepared)
+        preparer.process.join()
+        return made
+
+    def _start_host(self) -> Member:
+        config = self._config
+
+        def job(report: Connection) -> HostJob:
+            return HostJob(
+                design=config.design,
+                model=config.model,
+                device=config.device,
+                queues=self._queues,
+                report=report,
+                trace=self._folder / "trace.json" if config.profile else None,
+            )
+
+        return self._crew.start("backend", "headrace.bench.host:run_host", job)
+
+    def _draw(self) -> None:
+        issued, answered = self._progress
+        self._watcher.progress(issued, answered, num_requests(self._config))
+
+
+def num_requests(config: RunConfig) -> int:
+    """Return how many requests a run sends in all."""
+    return 1 + config.load.warmup_iters + config.load.num_iters
+
+
+def gpu_index(device: str) -> int | None:
+    """Return the CUDA index in "cuda" or "cuda:N"; None for the CPU."""
+    kind, _, index = device.partition(":")
+    return int(index or 0) if kind == "cuda" else None
+
+
+def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
+    """Split the warm-up latency at the backend's marks. The parts sum to it.
+
+    The word to go may reach the backend just before the first request is issued; what it did by then counts as 0.
+    """
+    first = records[0]
+    steps = list(host.marks) + [
+        ("first forward", int(first["computed_ns"])),
+        ("answer", int(first["completed_ns"])),
+    ]
+    parts: dict[str, float] = {}
+    previous_ns = int(first["issued_ns"])
+    for name, at_ns in steps:
+        parts[name] = max(0, at_ns - previous_ns) / NS_PER_S
+        previous_ns = max(previous_ns, at_ns)
+    return parts
+
+
+def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
+    load = reported.load
+    metrics = stats.compute(load.records)
+    gpu = gpu_index(config.device)
+    first_answered = load.records["status"][0] == STATUSES.index("ok")
+    return RunSummary(
+        schema_version=SCHEMA_VERSION,
+        experiment=config.design.experiment,
+        started_at=started_at,
+        options=config,
+        command=tuple(command),
+        metrics=metrics,
+        warmup_parts_s=warmup_parts_s(load.records, reported.host) if first_answered else {},
+        workers_warmed=load.workers_warmed,
+        activity=reported.telemetry.activity,
+        answers=load.check,
+        environment=environment.collect(None if gpu is None else nvml.open_gpu(gpu)),
+        torch=reported.host.facts,
+        notes=_notes(config, reported),
+        error=_error(load, metrics),
+    )
+
+
+def _notes(config: RunConfig, reported: _Reported) -> tuple[str, ...]:
+    load = reported.load
+    notes = list(load.notes)
+    if reported.prepared.random_weights:
+        notes.append("the weights are random: speed is real, labels mean nothing")
+    if config.profile:
+        notes.append("profiled: timings are disturbed")
+    if config.load.warmup_iters and load.workers_warmed < config.design.num_workers:
+        notes.append(
+            f"only {load.workers_warmed} of {config.design.num_workers} predict threads had answered before the"
+            " measured requests began"
+        )
+    if load.check:
+        warning = answers.exchange_warning(load.check)
+        notes.extend([warning] if warning else [])
+    return tuple(notes)
+
+
+def _error(load: LoadDone, metrics: stats.Metrics) -> str | None:
+    """Say why a run does not count, the gravest reason first."""
+    wrong = int((load.records["status"] == STATUSES.index("wrong")).sum())
+    if wrong:
+        check = load.check
+        size = f"; the largest relative error is {check.max_error:.3g}, allowed is {check.tolerance:.3g}" if check else ""
+        return f"{wrong} of {len(load.records)} answers are not the eager model's{size}; the run has no throughput"
+    if metrics.errors:
+        return f"{metrics.errors} of {metrics.requests} requests failed: {load.first_error}"
+    if metrics.unanswered:
+        return f"{metrics.unanswered} of {metrics.requests} requests were never answered"
+    return None
+
+

@@ -1,0 +1,19 @@
+"""The designs: each a way for the backend to move a batch, one file each, behind the protocol in `base`."""
+
+from headrace.config import DesignConfig
+from headrace.designs.base import Design
+from headrace.designs.copy_threads import CopyThreads
+from headrace.designs.executor import Executor
+from headrace.designs.original import Original
+
+
+def make_design(config: DesignConfig) -> Design:
+    """Return the design that `config` names; it has been validated."""
+    if config.name == "original":
+        return Original()
+    if config.name == "executor":
+        return Executor()
+    return CopyThreads(config.num_workers)
+
+
+__all__ = ["Design", "make_design"]

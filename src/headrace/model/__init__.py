@@ -1,0 +1,1 @@
+"""Models: what a name means, where the weights come from, and how both become a module on a device."""

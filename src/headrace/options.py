@@ -1,0 +1,166 @@
+"""The command line's words, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from datetime import UTC, datetime
+from pathlib import Path
+
+from headrace.bench import nvml
+from headrace.config import (
+    DESIGN_NAMES,
+    INPUT_KINDS,
+    PRECISIONS,
+    DesignConfig,
+    InputConfig,
+    LoadConfig,
+    ModelConfig,
+    RunConfig,
+)
+from headrace.errors import DeviceUnavailable, InvalidOption
+
+NUM_ITERS = 100  # as published
+NUM_ITERS_CPU = 20  # a CPU needs minutes for the published number
+MODEL_HELP = (
+    "a torchvision classification model by name, efficientnet_lite0 (trained weights, no download), or your own:"
+    " package.module:callable or path/to/file.py:callable that returns an nn.Module"
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)")
+    group.add_argument(
+        "--model-dir", type=Path, default=Path(), metavar="DIR", help="where checkpoints lie (default: .)"
+    )
+    group.add_argument(
+        "--download",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fetch a missing torchvision checkpoint; without it, or offline, seeded random weights serve",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="tf32",
+        help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not (default: tf32)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("load")
+    group.add_argument(
+        "--num-iters",
+        type=int,
+        metavar="N",
+        help=f"measured requests, all sent at once (default: {NUM_ITERS}; {NUM_ITERS_CPU} on the CPU)",
+    )
+    group.add_argument(
+        "--warmup-iters",
+        type=int,
+        metavar="N",
+        help="requests between the first, whose latency is the warm-up, and the measured ones"
+        " (default: 2 per worker; the published experiment sent none)",
+    )
+    group.add_argument("--input", choices=INPUT_KINDS, default="photos", help="(default: photos)")
+    group.add_argument("--image-size", type=int, default=250, metavar="PIXELS", help="(default: 250)")
+    group.add_argument(
+        "--distinct-images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images to draw the batches' rows from (default: 256)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of images, batches and random weights (default: 0)")
+    group.add_argument(
+        "--stall-timeout", type=float, default=300.0, metavar="S", help="end after so long without an answer"
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: under results/)")
+    group.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
+    group.add_argument("--output-file", type=Path, metavar="CSV", help="append one row, published columns first")
+    group.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
+    group.add_argument("--keep-answers", action="store_true", help="write every answer to answers.npy")
+    group.add_argument(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write trace.json for Perfetto or chrome://tracing; disturbs the timings",
+    )
+    group.add_argument("--reference-cache", type=Path, metavar="DIR", help="keep the eager model's answers for other runs")
+
+
+def add_design_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("design")
+    group.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
+    group.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
+    group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
+
+
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """Return the run that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
+    device = resolve_device(args.device)
+    config = RunConfig(
+        device=device,
+        model=ModelConfig(
+            name=args.model,
+            model_dir=args.model_dir,
+            download=args.download,
+            seed=args.seed,
+            compile=args.compile,
+            precision=args.precision,
+        ),
+        design=DesignConfig(name=args.design, num_workers=args.num_workers),
+        inputs=InputConfig(
+            kind=args.input,
+            batch_size=args.batch_size,
+            image_size=args.image_size,
+            distinct_images=args.distinct_images,
+            seed=args.seed,
+        ),
+        load=LoadConfig(
+            num_iters=num_iters(args.num_iters, device),
+            warmup_iters=2 * args.num_workers if args.warmup_iters is None else args.warmup_iters,
+            stall_timeout_s=args.stall_timeout,
+            keep_answers=args.keep_answers,
+        ),
+        profile=args.profile,
+    )
+    config.validate()
+    return config
+
+
+def num_iters(given: int | None, device: str) -> int:
+    if given is not None:
+        return given
+    return NUM_ITERS_CPU if device == "cpu" else NUM_ITERS
+
+
+def resolve_device(name: str) -> str:
+    """Turn "auto" into the device to use, and refuse one that is not there. Imports no torch: commands start fast."""
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda"} or (index and not (kind == "cuda" and index.isdecimal())):
+        raise InvalidOption(f"--device {name}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return name
+    gpu = nvml.open_gpu(int(index or 0))
+    built_for_cpu = importlib.metadata.version("torch").endswith("+cpu")
+    if kind == "auto":
+        return "cpu" if gpu is None or built_for_cpu else "cuda"
+    if gpu is None:
+        raise DeviceUnavailable(
+            f"--device {name}: no such NVIDIA GPU on this machine (or none that CUDA_VISIBLE_DEVICES lets us see);"
+            " use --device cpu, or check nvidia-smi"
+        )
+    return name
+
+
+def default_output_dir(label: str) -> Path:
+    """Return a new folder's name under results/, by time of day."""
+    return Path("results") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{label}"

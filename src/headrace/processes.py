@@ -1,0 +1,53 @@
+"""How our processes behave towards each other."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from headrace.errors import HeadraceError
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A child has finished preparing and waits for the word to go."""
+
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFailed:
+    """A child cannot go on; its error is the run's."""
+
+    error: HeadraceError
+
+
+def become_child() -> None:
+    """Leave Ctrl-C to the supervisor, and die with the process that started this one, however it dies.
+
+    Call first in a child's target. Without the second half, a killed supervisor would leave a server behind that
+    holds the GPU.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent died before prctl took effect
+            os._exit(1)
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and first line, for a message to a user who has no traceback."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def enter(target: str, job: object) -> None:
+    """Call "module:function" with `job`: what a child does first, so that only it imports the module."""
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)(job)

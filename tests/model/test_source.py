@@ -1,0 +1,131 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from headrace.errors import ModelError
+from headrace.model.source import resolve
+
+GOOD = "import torch\n\ndef make():\n    return torch.nn.Flatten()\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("resnet18", "torchvision"), ("efficientnet_lite0", "efficientnet_lite0")]
+)
+def test_known_names(name, kind):
+    source = resolve(name)
+    assert (source.name, source.kind) == (name, kind)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
+def test_a_torchvision_source_builds_without_warnings(name, recwarn):
+    assert isinstance(resolve(name).build(), nn.Module)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        pytest.param("resnet81", "resnet18", id="a near torchvision name"),
+        pytest.param("efficientnet_lite", "efficientnet_lite0", id="a near built-in name"),
+        pytest.param("zzzz", "path/to/file.py:callable", id="nothing near: the forms"),
+        pytest.param(":make", "around the colon", id="no module"),
+        pytest.param("mine.py:", "around the colon", id="no callable"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_hint(name, hint):
+    with pytest.raises(ModelError, match=name) as error:
+        resolve(name)
+    assert hint in str(error.value)
+
+
+def test_a_callable_of_a_module():
+    source = resolve("torch.nn:Flatten")
+    assert source.kind == "callable"
+    assert isinstance(source.build(), nn.Flatten)
+
+
+def test_a_callable_of_a_file(tmp_path):
+    module = resolve(f"{write(tmp_path, GOOD)}:make").build()
+    assert module(torch.zeros(2, 3, 4)).shape == (2, 12)
+
+
+def test_a_file_may_import_its_neighbour_also_late_and_leaves_the_path_as_it_was(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("from torch.nn import Identity\n")
+    path = write(
+        tmp_path, "def make():\n    import neighbour_of_mine\n    return neighbour_of_mine.Identity()\n"
+    )
+    before = list(sys.path)
+    assert isinstance(resolve(f"{path}:make").build(), nn.Identity)
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        pytest.param("x = 1\nraise ValueError('no luck')\n", ["ValueError: no luck", "line 2"], id="raises"),
+        pytest.param("import nowhere_at_all\n", ["nowhere_at_all", "line 1 of mine.py"], id="missing import"),
+        pytest.param("x = 1\n\ndef make(:\n", ["SyntaxError", "line 3 of mine.py"], id="syntax error"),
+        pytest.param("import sys\nsys.exit(3)\n", ["SystemExit: 3", "line 2"], id="exits"),
+        pytest.param(
+            "def made(): ...\n", ["make is not defined", "did you mean made"], id="no such callable"
+        ),
+        pytest.param("make = 3\n", ["make is not callable"], id="not callable"),
+    ],
+)
+def test_a_bad_file_is_refused_with_cause_and_line(tmp_path, text, parts):
+    with pytest.raises(ModelError) as error:
+        resolve(f"{write(tmp_path, text)}:make")
+    assert [part for part in parts if part not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        pytest.param(
+            "def make():\n    return inner()\n\ndef inner():\n    1 / 0\n",
+            ["ZeroDivision", "line 5"],
+            id="raises",
+        ),
+        pytest.param(
+            "import json\ndef make():\n    json.loads('x')\n",
+            ["JSONDecodeError", "line 3 of mine.py"],
+            id="raises in a library: the user's line is named",
+        ),
+        pytest.param("def make(size): ...\n", ["without arguments", "size"], id="wants arguments"),
+        pytest.param(
+            "def make():\n    return [1]\n", ["returned list", "torch.nn.Module"], id="no module returned"
+        ),
+    ],
+)
+def test_a_bad_callable_is_refused_when_it_builds(tmp_path, text, parts):
+    source = resolve(f"{write(tmp_path, text)}:make")
+    with pytest.raises(ModelError) as error:
+        source.build()
+    assert [part for part in parts if part not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        pytest.param("no/such/file.py:make", "there is no file no/such/file.py", id="missing file"),
+        pytest.param("no_such_package.models:make", "No module named 'no_such_package'", id="missing module"),
+    ],
+)
+def test_what_is_not_there_is_refused(name, part):
+    with pytest.raises(ModelError, match=part):
+        resolve(name)
+
+
+def test_a_file_that_is_no_python_file_is_refused(tmp_path):
+    (tmp_path / "model.txt").write_text(GOOD)
+    with pytest.raises(ModelError, match=r"must end in \.py"):
+        resolve(f"{tmp_path}/model.txt:make")

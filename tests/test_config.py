@@ -1,0 +1,69 @@
+"""Options that cannot work are refused with the value, the limit and the remedy."""
+
+import pytest
+
+from headrace.config import DesignConfig, InputConfig, LoadConfig, ModelConfig, RunConfig
+from headrace.errors import InvalidOption
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (RunConfig(design=DesignConfig(name="fastest")), "--design fastest: .* original, executor, h2d_d2h_threads"),
+        (RunConfig(design=DesignConfig(num_workers=0)), "--num-workers 0: at least 1"),
+        (RunConfig(design=DesignConfig(name="original", num_workers=2)), "original has one predict thread"),
+        (
+            RunConfig(design=DesignConfig(num_workers=2), model=ModelConfig(compile=True)),
+            "--compile with --num-workers 2: torch.compile is not thread-safe .* --no-compile",
+        ),
+        (RunConfig(inputs=InputConfig(batch_size=0)), "--batch-size 0"),
+        (RunConfig(inputs=InputConfig(image_size=8)), "--image-size 8: must be 32 to 4096"),
+        (RunConfig(inputs=InputConfig(distinct_images=0)), "--distinct-images 0"),
+        (RunConfig(inputs=InputConfig(kind="video")), "--input video: choose one of photos, random"),
+        (RunConfig(load=LoadConfig(num_iters=0)), "--num-iters 0"),
+        (RunConfig(load=LoadConfig(warmup_iters=-1)), "--warmup-iters -1"),
+        (RunConfig(load=LoadConfig(stall_timeout_s=0)), "--stall-timeout 0"),
+    ],
+)
+def test_refused(config, words):
+    with pytest.raises(InvalidOption, match=words):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(design=DesignConfig(num_workers=4)),
+        RunConfig(design=DesignConfig(name="original"), model=ModelConfig(compile=True)),
+    ],
+    ids=["defaults", "four workers", "compiled with one worker"],
+)
+def test_accepted(config):
+    config.validate()
+
+
+@pytest.mark.parametrize(
+    ("design", "name"),
+    [
+        (DesignConfig(name="original"), "original"),
+        (DesignConfig(name="executor"), "executor"),
+        (DesignConfig(), "h2d_d2h_threads"),
+        (DesignConfig(num_workers=3), "3_predict_workers"),
+    ],
+)
+def test_experiments_have_their_published_names(design, name):
+    assert design.experiment == name
+
+
+@pytest.mark.parametrize(
+    ("inputs", "batches", "rows"),
+    [
+        (InputConfig(batch_size=1), 101, 101),
+        (InputConfig(batch_size=32), 101, 256),
+        (InputConfig(batch_size=512), 3, 512),
+        (InputConfig(batch_size=4, distinct_images=2), 3, 4),
+    ],
+)
+def test_distinct_rows(inputs, batches, rows):
+    assert inputs.distinct_rows(batches) == rows
