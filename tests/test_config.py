@@ -9,7 +9,10 @@ from headrace.errors import InvalidOption
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (RunConfig(design=DesignConfig(name="fastest")), "--design fastest: .* original, executor, h2d_d2h_threads"),
+        (
+            RunConfig(design=DesignConfig(name="fastest")),
+            "--design fastest: .* original, executor, h2d_d2h_threads",
+        ),
         (RunConfig(design=DesignConfig(num_workers=0)), "--num-workers 0: at least 1"),
         (RunConfig(design=DesignConfig(name="original", num_workers=2)), "original has one predict thread"),
         (

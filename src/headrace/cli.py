@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 
 from headrace import __version__, options
-from headrace.bench import columns, present, run
+from headrace.bench import columns, compare, present, run
+from headrace.bench.classify import classify_config, read_labels
+from headrace.bench.execute import BenchCommand, SubprocessExecutor
+from headrace.bench.findings import render_findings
+from headrace.bench.finished import load_runs, missing_runs, write_atomically
 from headrace.bench.output import CsvLog
+from headrace.bench.progress import RichSweepProgress
 from headrace.bench.summary import RunSummary, encode
-from headrace.config import ModelConfig, RunConfig
-from headrace.errors import HeadraceError
+from headrace.bench.sweep import run_sweep
+from headrace.bench.tables import write_tables
+from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
+from headrace.errors import HeadraceError, RunFailed
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
@@ -48,10 +58,14 @@ def _exit_with(command: Command, args: argparse.Namespace) -> None:
     try:
         command(args, screen)
     except HeadraceError as error:
-        screen.err.print(f"headrace: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        screen.err.print(
+            f"headrace: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        screen.err.print("headrace: interrupted; every process was stopped, no result was written", style="bold red")
+        screen.err.print(
+            "headrace: interrupted; every process was stopped, no result was written", style="bold red"
+        )
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
@@ -70,10 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_bench(commands.add_parser("bench", help="measure one design once", description="Measure one design once."))
-    _add_checkpoint(
-        commands.add_parser("checkpoint", help="make a checkpoint with random weights, for machines without a network")
-    )
+    for name, (add, text) in COMMANDS.items():
+        add(commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
     return parser
 
 
@@ -92,7 +104,12 @@ def _bench(args: argparse.Namespace, screen: Screen) -> None:
         csv.prepare()
     label = f"{config.design.experiment}-b{config.inputs.batch_size}"
     output_dir = args.output_dir or options.default_output_dir(label)
-    files = run.RunFiles(output_dir=output_dir, overwrite=args.overwrite, reference_cache=args.reference_cache)
+    files = run.RunFiles(
+        output_dir=output_dir,
+        overwrite=args.overwrite,
+        reference_cache=args.reference_cache,
+        exclusive=args.exclusive,
+    )
     summary = measure(config, files, screen)
     if csv and summary.error is None:
         csv.append(columns.row(summary))
@@ -112,41 +129,173 @@ def show(summary: RunSummary, output_dir: Path, screen: Screen, *, as_json: bool
     screen.out.print(present.summary_table(summary))
     for note in summary.notes:
         screen.out.print(f"note: {note}", style="yellow", highlight=False)
-    screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False)
+    screen.out.print(
+        f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False
+    )
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    options.add_sweep_options(parser)
+    options.add_model_options(parser)
+    options.add_load_options(parser)
+    parser.set_defaults(command=_sweep)
+
+
+def _sweep(args: argparse.Namespace, screen: Screen) -> None:
+    config = options.sweep_config(args)
+    execute = SubprocessExecutor(command=BenchCommand(config), time_limit_s=args.run_timeout)
+    try:
+        with RichSweepProgress(screen.err) as progress:
+            outcome = run_sweep(config, args.output_dir, execute, progress)
+    except KeyboardInterrupt:
+        screen.err.print("the same command goes on where this stopped", highlight=False)
+        raise
+    for left in outcome.left_out:
+        compiled = "compiled" if left.compile else "not compiled"
+        what = f"{left.design} with {left.num_workers} workers, {compiled}"
+        screen.err.print(f"left out: {what}: {left.reason}", highlight=False, markup=False, soft_wrap=True)
+    screen.out.print(
+        f"{outcome.succeeded} runs are good; tables: {args.output_dir}/tables/all.md", highlight=False
+    )
+    if outcome.failures:
+        raise RunFailed(
+            f"{len(outcome.failures)} runs failed, the first with: {outcome.failures[0].error};"
+            " the same command tries them again"
+        )
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a sweep, of several sweeps, or of runs")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="(default: FOLDER/tables)")
+    parser.set_defaults(command=_tables)
+
+
+def _tables(args: argparse.Namespace, screen: Screen) -> None:
+    runs = load_runs(args.folder)
+    for path in write_tables(runs, args.output_dir or args.folder / "tables", missing_runs(args.folder)):
+        screen.out.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    form = "folder of a run or a sweep; FOLDER:EXPERIMENT takes one experiment, as results/sweep:2_predict_workers"
+    parser.add_argument("base", metavar="BASE", help=form)
+    parser.add_argument("candidate", metavar="CANDIDATE", help="likewise")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=compare.THRESHOLD,
+        help="smallest ratio that matters (default: 0.02)",
+    )
+    parser.add_argument(
+        "--allow-unlike", action="store_true", help="compare although more than the design differs"
+    )
+    parser.set_defaults(command=_compare)
+
+
+def _compare(args: argparse.Namespace, screen: Screen) -> None:
+    base, candidate = (
+        compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate)
+    )
+    result = compare.compare(base, candidate, threshold=args.threshold, allow_unlike=args.allow_unlike)
+    _print_page(compare.render_markdown(result), screen)
+
+
+def _add_findings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a sweep of the published designs")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the page there, as Markdown")
+    parser.set_defaults(command=_findings)
+
+
+def _findings(args: argparse.Namespace, screen: Screen) -> None:
+    page = render_findings(load_runs(args.folder))
+    if args.output:
+        write_atomically(args.output, page)
+        screen.out.print(str(args.output), highlight=False, soft_wrap=True)
+    else:
+        _print_page(page, screen)
+
+
+def _print_page(page: str, screen: Screen) -> None:
+    """Show Markdown as tables on a terminal, and as it is to a file or a pipe."""
+    if screen.out.is_terminal:
+        screen.out.print(Markdown(page))
+    else:
+        sys.stdout.write(page)
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "photographs", nargs="*", type=Path, help="image files (default: some that scikit-image ships)"
+    )
+    parser.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
+    parser.add_argument(
+        "--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: none kept)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
+    parser.set_defaults(command=_classify)
+
+
+def _classify(args: argparse.Namespace, screen: Screen) -> None:
+    from headrace.bench.inputs import photograph_files  # noqa: PLC0415  torch, which other commands need not load
+    from headrace.model.efficientnet_lite0 import category_names  # noqa: PLC0415
+
+    photographs = args.photographs or list(photograph_files().values())
+    design = DesignConfig(name=args.design, num_workers=args.num_workers)
+    config = classify_config(photographs, options.resolve_device(args.device), design)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        output_dir = args.output_dir or Path(folder) / "run"
+        summary = measure(config, run.RunFiles(output_dir=output_dir, overwrite=args.overwrite), screen)
+        run.raise_for(summary)
+        labelled = read_labels(photographs, np.load(output_dir / "answers.npy"), category_names())
+    screen.out.print(present.label_table(labelled, summary))
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)")
-    parser.add_argument("--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)")
+    parser.add_argument(
+        "--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)"
+    )
+    parser.add_argument(
+        "--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     parser.set_defaults(command=_checkpoint)
 
 
 def _checkpoint(args: argparse.Namespace, screen: Screen) -> None:
-    from headrace.model.checkpoint import ensure_checkpoint  # noqa: PLC0415  torch, which other commands need not load
+    from headrace.model.checkpoint import make_random_checkpoint, random_checkpoint_path  # noqa: PLC0415  torch
 
-    config = ModelConfig(name=args.model, model_dir=args.model_dir, seed=args.seed, download=False)
-    checkpoint = ensure_checkpoint(config, lambda text: screen.err.print(text, highlight=False))
-    if checkpoint is None:
-        raise HeadraceError(f"--model {args.model}: brings its own weights and needs no checkpoint")
-    screen.out.print(str(checkpoint.path), highlight=False)
+    path = random_checkpoint_path(ModelConfig(name=args.model, model_dir=args.model_dir, seed=args.seed))
+    make_random_checkpoint(args.model, path, args.seed)
+    screen.out.print(
+        f"{path}: random weights (seed {args.seed}) for {args.model}; labels mean nothing", soft_wrap=True
+    )
 
 
 def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the published options, words with underscores, and fill in the rest of `headrace bench`'s."""
-    parser = argparse.ArgumentParser(description="The published benchmark's command line, measured by Headrace.")
+    parser = argparse.ArgumentParser(
+        description="The published benchmark's command line, measured by Headrace."
+    )
     parser.add_argument("--num_iters", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--model_dir", type=Path, default=Path())
     parser.add_argument("--compile", default=True, action=argparse.BooleanOptionalAction)
-    parser.add_argument("--output_file", type=Path, default=Path("output.csv"), help="under ./results, as published")
+    parser.add_argument(
+        "--output_file", type=Path, default=Path("output.csv"), help="under ./results, as published"
+    )
     parser.add_argument("--profile", default=False, action=argparse.BooleanOptionalAction)
     parser.add_argument(
         "--num_workers",
         type=int,
         help="(default: 4 as published; 1 with --compile, which is not safe with several threads)",
     )
-    parser.add_argument("--design", default="h2d_d2h_threads", help="the published design to run (default: the last)")
+    parser.add_argument(
+        "--design", default="h2d_d2h_threads", help="the published design to run (default: the last)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     if given.num_workers is None:
@@ -159,3 +308,15 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "bench": (_add_bench, "measure one design once"),
+    "sweep": (
+        _add_sweep,
+        "measure many combinations, each in fresh processes, interleaved; goes on where it stopped",
+    ),
+    "tables": (_add_tables, "write the published tables, and wider ones, from finished runs"),
+    "compare": (_add_compare, "say which of two sets of runs is better, and how sure that is"),
+    "findings": (_add_findings, "set each published finding beside what a sweep of yours showed"),
+    "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
+    "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
+}

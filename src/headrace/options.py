@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace.bench import nvml
+from headrace.bench.plan import SweepConfig
 from headrace.config import (
     DESIGN_NAMES,
     INPUT_KINDS,
@@ -22,6 +23,9 @@ from headrace.errors import DeviceUnavailable, InvalidOption
 
 NUM_ITERS = 100  # as published
 NUM_ITERS_CPU = 20  # a CPU needs minutes for the published number
+DISTINCT_IMAGES = 256
+DISTINCT_IMAGES_CPU = 64  # each costs one more forward of the eager model before the run
+COMPILE = {"off": (False,), "on": (True,), "both": (False, True)}
 MODEL_HELP = (
     "a torchvision classification model by name, efficientnet_lite0 (trained weights, no download), or your own:"
     " package.module:callable or path/to/file.py:callable that returns an nn.Module"
@@ -30,7 +34,9 @@ MODEL_HELP = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)")
+    group.add_argument(
+        "--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)"
+    )
     group.add_argument(
         "--model-dir", type=Path, default=Path(), metavar="DIR", help="where checkpoints lie (default: .)"
     )
@@ -69,11 +75,12 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--distinct-images",
         type=int,
-        default=256,
         metavar="N",
-        help="images to draw the batches' rows from (default: 256)",
+        help=f"images to draw the batches' rows from (default: {DISTINCT_IMAGES}; {DISTINCT_IMAGES_CPU} on the CPU)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of images, batches and random weights (default: 0)")
+    group.add_argument(
+        "--seed", type=int, default=0, help="of images, batches and random weights (default: 0)"
+    )
     group.add_argument(
         "--stall-timeout", type=float, default=300.0, metavar="S", help="end after so long without an answer"
     )
@@ -81,9 +88,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
-    group.add_argument("--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: under results/)")
+    group.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: under results/)"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
-    group.add_argument("--output-file", type=Path, metavar="CSV", help="append one row, published columns first")
+    group.add_argument(
+        "--output-file", type=Path, metavar="CSV", help="append one row, published columns first"
+    )
     group.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
     group.add_argument("--keep-answers", action="store_true", help="write every answer to answers.npy")
     group.add_argument(
@@ -92,15 +103,108 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="write trace.json for Perfetto or chrome://tracing; disturbs the timings",
     )
-    group.add_argument("--reference-cache", type=Path, metavar="DIR", help="keep the eager model's answers for other runs")
+    group.add_argument(
+        "--reference-cache", type=Path, metavar="DIR", help="keep the eager model's answers for other runs"
+    )
+    group.add_argument(
+        "--exclusive",
+        type=Path,
+        metavar="FILE",
+        help="lock file: runs that share it prepare side by side, and measure one at a time",
+    )
 
 
 def add_design_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("design")
     group.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
     group.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
-    group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
-    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
+    group.add_argument(
+        "--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)"
+    )
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
+    )
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    defaults = SweepConfig()
+    group = parser.add_argument_group("what to measure: every combination that the designs allow")
+    group.add_argument(
+        "--designs", nargs="+", default=defaults.designs, metavar="NAME", help=", ".join(DESIGN_NAMES)
+    )
+    group.add_argument(
+        "--workers", nargs="+", type=int, default=defaults.workers, metavar="N", help="(default: 1 to 4)"
+    )
+    group.add_argument(
+        "--batch-sizes",
+        nargs="+",
+        type=int,
+        default=defaults.batch_sizes,
+        metavar="B",
+        help="(default: as published)",
+    )
+    group.add_argument(
+        "--compile", choices=tuple(COMPILE), default="both", help="measure with torch.compile (default: both)"
+    )
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=defaults.repeats,
+        metavar="N",
+        help="runs of each combination (default: 10)",
+    )
+    group.add_argument(
+        "--order-seed", type=int, default=0, help="of the order within each repeat (default: 0)"
+    )
+    group.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("results/sweep"),
+        metavar="DIR",
+        help="(default: results/sweep)",
+    )
+    group.add_argument(
+        "--run-timeout", type=float, default=3600.0, metavar="S", help="end a run after so long"
+    )
+    group.add_argument(
+        "--exclusive", type=Path, metavar="FILE", help="lock file: measure while no other run does"
+    )
+
+
+def sweep_config(args: argparse.Namespace) -> SweepConfig:
+    """Return the sweep that the options ask for. Raises InvalidOption or DeviceUnavailable."""
+    device = resolve_device(args.device)
+    config = SweepConfig(
+        designs=tuple(args.designs),
+        workers=tuple(args.workers),
+        batch_sizes=tuple(args.batch_sizes),
+        compile=COMPILE[args.compile],
+        repeats=args.repeats,
+        seed=args.order_seed,
+        num_iters=_by_device(args.num_iters, device, NUM_ITERS, NUM_ITERS_CPU),
+        child_options=child_options(args, device),
+    )
+    config.validate()
+    return config
+
+
+def child_options(args: argparse.Namespace, device: str) -> tuple[str, ...]:
+    """Return the options that every run of a sweep shares, as `headrace bench` takes them."""
+    shared = {
+        "--device": device,
+        "--model": args.model,
+        "--model-dir": args.model_dir,
+        "--precision": args.precision,
+        "--warmup-iters": args.warmup_iters,
+        "--input": args.input,
+        "--image-size": args.image_size,
+        "--distinct-images": args.distinct_images,
+        "--seed": args.seed,
+        "--stall-timeout": args.stall_timeout,
+        "--exclusive": args.exclusive,
+    }
+    given = [word for option, value in shared.items() if value is not None for word in (option, str(value))]
+    return (*given, "--download" if args.download else "--no-download")
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:
@@ -121,11 +225,11 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             kind=args.input,
             batch_size=args.batch_size,
             image_size=args.image_size,
-            distinct_images=args.distinct_images,
+            distinct_images=_by_device(args.distinct_images, device, DISTINCT_IMAGES, DISTINCT_IMAGES_CPU),
             seed=args.seed,
         ),
         load=LoadConfig(
-            num_iters=num_iters(args.num_iters, device),
+            num_iters=_by_device(args.num_iters, device, NUM_ITERS, NUM_ITERS_CPU),
             warmup_iters=2 * args.num_workers if args.warmup_iters is None else args.warmup_iters,
             stall_timeout_s=args.stall_timeout,
             keep_answers=args.keep_answers,
@@ -136,10 +240,10 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def num_iters(given: int | None, device: str) -> int:
+def _by_device(given: int | None, device: str, usual: int, on_cpu: int) -> int:
     if given is not None:
         return given
-    return NUM_ITERS_CPU if device == "cpu" else NUM_ITERS
+    return on_cpu if device == "cpu" else usual
 
 
 def resolve_device(name: str) -> str:

@@ -49,6 +49,12 @@ def test_values_without_spread_have_an_interval_without_width():
     assert (interval.low, interval.high) == pytest.approx((1.5, 1.5))
 
 
+def test_an_interval_wider_than_a_float_ends_at_infinity():
+    interval = ratio_interval([1e-60, 1e60], [1e-60, 1e60])
+    assert (interval.low, interval.high) == (0.0, math.inf)
+    assert str(interval) == "1.000 (0.000 to inf)"
+
+
 @pytest.mark.parametrize(
     ("base", "candidate"),
     [
@@ -106,6 +112,14 @@ def test_p_without_any_spread(other, expected):
             times(1.2, FIVE[:3]),
             "faster by 17 to 23 % (95 %, 3 and 3 runs); few runs: treat as a hint",
             id="few runs",
+        ),
+        pytest.param(
+            THROUGHPUT,
+            (1.0, 100.0),
+            (2.0, 80.0),
+            "no evidence of a difference (the interval is wider than a factor of 10, so nearly nothing is"
+            " known; 95 %, 2 and 2 runs); few runs: treat as a hint",
+            id="hardly an interval",
         ),
         pytest.param(
             THROUGHPUT,

@@ -59,7 +59,14 @@ def ticking(step_ns=MS):
 
 def test_the_plan_is_first_then_warm_up_then_measured():
     plan = plan_phases(LoadConfig(num_iters=3, warmup_iters=2))
-    assert [PHASES[code] for code in plan] == ["first", "warm_up", "warm_up", "measured", "measured", "measured"]
+    assert [PHASES[code] for code in plan] == [
+        "first",
+        "warm_up",
+        "warm_up",
+        "measured",
+        "measured",
+        "measured",
+    ]
 
 
 def test_every_request_is_sent_answered_and_stamped_once():

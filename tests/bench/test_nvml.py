@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from types import ModuleType, SimpleNamespace
 
 import pynvml
@@ -220,32 +221,55 @@ def test_a_gpu_without_gpm_gives_no_sample():
 
 
 class GpmDriver:
-    """Answers like the driver: values and return codes are filled into the caller's structure."""
+    """The driver's half of GPM: counters move every 100 ms, answers go into the caller's structure."""
 
-    def __init__(self, failing: frozenset[int] = frozenset()) -> None:
-        self.failing = failing
+    def __init__(self, failing: frozenset[int] = frozenset(), moves: bool = True) -> None:
+        self.now_ns = 1_050_000_000
+        self._failing = failing
+        self._moves = moves
+        self._refreshes: dict[int, int] = {}  # by address of the sample
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def pause(self, for_s: float) -> None:
+        self.now_ns += round(for_s * 1e9)
+
+    def alloc(self):
+        address = 64 * (1 + len(self._refreshes))
+        self._refreshes[address] = 0
+        return ctypes.cast(address, pynvml.c_nvmlGpmSample_t)  # never followed
+
+    def fill(self, _handle, sample):
+        self._refreshes[_address(sample)] = self.now_ns // 100_000_000 if self._moves else 1
+        return sample
 
     def answer(self, question):
-        samples = [
-            ctypes.cast(sample, ctypes.c_void_p).value for sample in (question.sample1, question.sample2)
-        ]
-        assert (question.version, samples) == (1, [11, 22])
+        assert question.version == 1
+        elapsed = self._refreshes[_address(question.sample2)] - self._refreshes[_address(question.sample1)]
         for metric in question.metrics[: question.numMetrics]:
-            failed = metric.metricId in self.failing
+            failed = metric.metricId in self._failing
             metric.nvmlReturn = pynvml.NVML_ERROR_NOT_SUPPORTED if failed else pynvml.NVML_SUCCESS
-            metric.value = 0.0 if failed else float(metric.metricId)  # its id, so that a mix-up shows
+            stuck = math.nan if metric.metricId == pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL else 0.0
+            # Its own id, so that a mix-up shows.
+            metric.value = 0.0 if failed else float(metric.metricId) if elapsed else stuck
         return question
 
+    def gpu(self, errors: dict[str, int] | None = None) -> NvmlGpu:
+        nvml = FakeNvml(
+            errors,
+            nvmlGpmSampleAlloc=self.alloc,
+            nvmlGpmSampleGet=self.fill,
+            nvmlGpmMetricsGet=self.answer,
+        )
+        return NvmlGpu(nvml, "handle", self.clock, self.pause)
 
-def gpm_metrics(driver: GpmDriver, errors: dict[str, int] | None = None) -> GpmMetrics:
-    buffers = iter(ctypes.cast(address, pynvml.c_nvmlGpmSample_t) for address in (11, 22))  # never followed
-    nvml = FakeNvml(
-        errors,
-        nvmlGpmSampleAlloc=lambda: next(buffers),
-        nvmlGpmSampleGet=lambda _handle, buffer: buffer,
-        nvmlGpmMetricsGet=driver.answer,
-    )
-    gpu = NvmlGpu(nvml, "handle")
+
+def _address(sample) -> int:
+    return ctypes.cast(sample, ctypes.c_void_p).value or 0
+
+
+def gpm_metrics(gpu: NvmlGpu) -> GpmMetrics:
     first, last = gpu.gpm_sample(), gpu.gpm_sample()
     assert first is not None
     assert last is not None
@@ -253,7 +277,8 @@ def gpm_metrics(driver: GpmDriver, errors: dict[str, int] | None = None) -> GpmM
 
 
 def test_gpm_metrics_are_the_named_ones_with_pcie_in_bytes():
-    assert gpm_metrics(GpmDriver()) == GpmMetrics(
+    assert gpm_metrics(GpmDriver().gpu()) == GpmMetrics(
+        interval_s=pytest.approx(0.2),
         sm_activity_pct=2.0,
         sm_occupancy_pct=3.0,
         tensor_activity_pct=5.0,
@@ -263,15 +288,39 @@ def test_gpm_metrics_are_the_named_ones_with_pcie_in_bytes():
     )
 
 
+def test_a_gpm_sample_is_taken_at_the_second_refresh_from_now():
+    sample = GpmDriver().gpu().gpm_sample()  # at 1.05 s; the counters move at 1.1 and 1.2 s
+    assert sample is not None
+    assert sample.at_ns == 1_200_000_000
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [
+        pytest.param(GpmDriver(moves=False), id="counters that stand still"),
+        pytest.param(GpmDriver(failing=frozenset({10})), id="no memory metric to see them move by"),
+    ],
+)
+def test_waiting_for_a_refresh_that_cannot_be_seen_ends(driver):
+    sample = driver.gpu().gpm_sample()
+    assert sample is not None
+    assert sample.at_ns == pytest.approx(1_050_000_000 + 2 * 250_000_000)
+
+
+def test_counters_that_did_not_move_are_unknown_and_not_0():
+    metrics = gpm_metrics(GpmDriver(moves=False).gpu())
+    assert metrics == GpmMetrics(interval_s=metrics.interval_s)
+
+
 def test_a_gpm_metric_that_failed_alone_is_none_alone():
-    metrics = gpm_metrics(GpmDriver(failing=frozenset({5, 21})))
+    metrics = gpm_metrics(GpmDriver(failing=frozenset({5, 21})).gpu())
     assert (metrics.tensor_activity_pct, metrics.pcie_rx_bytes_per_s) == (None, None)
     assert (metrics.sm_activity_pct, metrics.dram_activity_pct) == (2.0, 10.0)
 
 
 def test_gpm_that_answers_nothing_is_all_none():
-    errors = {"nvmlGpmMetricsGet": pynvml.NVML_ERROR_NOT_SUPPORTED}
-    assert gpm_metrics(GpmDriver(), errors) == GpmMetrics()
+    metrics = gpm_metrics(GpmDriver().gpu({"nvmlGpmMetricsGet": pynvml.NVML_ERROR_NOT_SUPPORTED}))
+    assert metrics == GpmMetrics(interval_s=metrics.interval_s)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ def test_an_old_folder_is_refused_or_replaced_whole(tmp_path):
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"), output_folder(tmp_path / "file" / "run", overwrite=False):
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        output_folder(tmp_path / "file" / "run", overwrite=False),
+    ):
         pass
 
 

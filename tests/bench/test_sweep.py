@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -344,6 +345,21 @@ def test_an_interruption_ends_the_child_and_passes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         execute(SubprocessExecutor(command=command, time_limit_s=20, grace_s=0.1, linger_s=0.5), tmp_path)
     assert not alive(descendant(tmp_path))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_while_the_child_starts_waits_until_it_can_be_ended(tmp_path):
+    def interrupted(planned, run_dir):
+        signal.raise_signal(signal.SIGINT)
+        return shell(STUBBORN + "wait")(planned, run_dir)
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(SubprocessExecutor(command=interrupted, time_limit_s=20, grace_s=0.1, linger_s=0.5), tmp_path)
+    assert (tmp_path / "run.log").is_file()  # it was started, and is gone:
+    assert not [
+        process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"
+    ]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_command_that_does_not_exist_fails_the_sweep(tmp_path):

@@ -22,6 +22,7 @@ from headrace.bench.telemetry import (
     TelemetryJob,
     TelemetryResult,
     cpu_utilization_pct,
+    over_window,
     run_telemetry,
     summarise,
     write_samples,
@@ -56,12 +57,13 @@ class FakeCpu:
 
 
 class FakeGpu:
-    """200 W; its k-th poll reads k times ten percent."""
+    """200 W; its k-th poll reads k times ten percent; GPM takes a quarter of a second, and counts seconds."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self.polls = 0
         self.lost = False
+        self.energy_takes_s = 0.0
 
     def state(self) -> GpuState:
         if self.lost:
@@ -78,15 +80,16 @@ class FakeGpu:
         )
 
     def energy_mj(self) -> int | None:
+        self._clock.advance(self.energy_takes_s)
         return self._clock() * 200 * 1000 // NS_PER_S
 
     def gpm_sample(self) -> GpmSample | None:
-        return GpmSample(self._clock())
+        self._clock.advance(0.25)
+        return GpmSample(buffer=None, at_ns=self._clock())
 
     def gpm_metrics(self, first: GpmSample, last: GpmSample) -> GpmMetrics:
-        assert isinstance(first.buffer, int)
-        assert isinstance(last.buffer, int)
-        return GpmMetrics(sm_activity_pct=(last.buffer - first.buffer) / NS_PER_S)
+        interval_s = (last.at_ns - first.at_ns) / NS_PER_S
+        return GpmMetrics(interval_s=interval_s, sm_activity_pct=70.0 / interval_s)
 
 
 class Scene:
@@ -95,7 +98,7 @@ class Scene:
     def __init__(self, gpu: bool = True) -> None:
         self.clock = FakeClock()
         self.gpu = FakeGpu(self.clock)
-        self.telemetry = Telemetry(self.gpu if gpu else None, FakeCpu(self.clock), self.clock, interval_s=0.1)
+        self.telemetry = Telemetry(self.gpu if gpu else None, FakeCpu(self.clock), self.clock, interval_s=1.0)
         self.window, self._window = multiprocessing.Pipe()
         self.report, self._report = multiprocessing.Pipe()
         self.events: list[tuple[float, Callable[[], object]]] = []  # at which second, what
@@ -135,47 +138,45 @@ def scene_without_gpu() -> Iterator[Scene]:
 
 
 def play_window(scene: Scene) -> TelemetryResult:
-    """Polls at 0, 0.1, 0.2, 0.3 and 0.4 s; the window is 0.15 to 0.35 s, so two polls lie within."""
-    scene.at(0.15, lambda: scene.window.send("open"))
-    scene.at(0.35, lambda: scene.window.send("close"))
-    scene.at(0.45, lambda: scene.report.send("stop"))
+    """Polls at 0, 1, 2, 3 and 4 s. GPM takes until 1.75 s, when the window opens; two polls lie within."""
+    scene.at(1.5, lambda: scene.window.send("open"))
+    scene.at(3.5, lambda: scene.window.send("close"))
+    scene.at(4.5, lambda: scene.report.send("stop"))
     return scene.play()
 
 
 def test_activity_of_a_window_is_what_a_hand_computes(scene):
     assert play_window(scene) == TelemetryResult(
         activity=Activity(
-            interval_s=0.2,
+            interval_s=1.75,
             gpu_utilization_pct=35.0,
             gpu_utilization_samples=2,
-            sm_activity_pct=0.2,
+            sm_activity_pct=pytest.approx(40.0),  # 35 % of the 2 s between GPM's samples
             gpu_memory_used_bytes=1004,
-            energy_j=40.0,
+            energy_j=350.0,
             power_w=pytest.approx(200.0),
             sm_clock_mhz_mean=1996.5,
             sm_clock_mhz_min=1996,
             throttle_reasons=("sw_power_cap",),
             cpu_utilization_pct=pytest.approx(25.0),
         ),
-        first_ns=150_000_000,
-        last_ns=350_000_000,
+        first_ns=1_750_000_000,
+        last_ns=3_500_000_000,
     )
+
+
+def seconds_of(samples: list[Sample]) -> list[float]:
+    return [sample.at_ns / NS_PER_S for sample in samples]
 
 
 def test_polls_keep_the_interval_whatever_comes_between(scene):
     play_window(scene)
-    assert [sample.at_ns for sample in scene.telemetry.samples] == [
-        0,
-        100_000_000,
-        200_000_000,
-        300_000_000,
-        400_000_000,
-    ]
+    assert seconds_of(scene.telemetry.samples) == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_without_a_gpu_its_fields_are_none_and_the_cpu_is_still_watched(scene_without_gpu):
     result = play_window(scene_without_gpu)
-    assert result.activity == Activity(interval_s=0.2, cpu_utilization_pct=pytest.approx(25.0))
+    assert result.activity == Activity(interval_s=2.0, cpu_utilization_pct=pytest.approx(25.0))
     assert len(scene_without_gpu.telemetry.samples) == 5
 
 
@@ -186,12 +187,12 @@ def test_every_mark_comes_back_as_its_acknowledgement(scene):
 
 
 def test_a_mark_is_answered_before_the_next_poll(scene):
-    answered_at = []
-    scene.at(0.101, lambda: scene.window.send("open"))
-    scene.at(0.102, lambda: answered_at.append(scene.window.poll()))
-    scene.at(0.103, lambda: scene.report.send("stop"))
+    answered = []
+    scene.at(1.1, lambda: scene.window.send("open"))
+    scene.at(1.9, lambda: answered.append(scene.window.poll()))
+    scene.at(1.95, lambda: scene.report.send("stop"))
     scene.play()
-    assert answered_at == [True]
+    assert answered == [True]
 
 
 @pytest.mark.parametrize(
@@ -212,23 +213,30 @@ def test_a_close_that_comes_with_the_stop_is_counted(scene):
 
 
 def test_a_dead_load_generator_leaves_telemetry_watching(scene):
-    scene.at(0.05, scene.window.close)
-    scene.at(0.25, lambda: scene.report.send("stop"))
+    scene.at(0.5, scene.window.close)
+    scene.at(2.5, lambda: scene.report.send("stop"))
     scene.play()
-    assert [sample.at_ns for sample in scene.telemetry.samples] == [0, 100_000_000, 200_000_000]
+    assert seconds_of(scene.telemetry.samples) == [0.0, 1.0, 2.0]
 
 
 def test_a_dead_supervisor_ends_it(scene):
-    scene.at(0.15, scene.report.close)
+    scene.at(1.5, scene.report.close)
     scene.play()
     assert len(scene.telemetry.samples) == 2
 
 
 def test_a_poll_that_comes_late_is_not_made_up_for(scene):
-    scene.at(0.05, lambda: scene.clock.advance(0.5))
-    scene.at(0.78, lambda: scene.report.send("stop"))
+    scene.at(0.5, lambda: scene.clock.advance(5.0))
+    scene.at(8.0, lambda: scene.report.send("stop"))
     scene.play()
-    assert [sample.at_ns // 1_000_000 for sample in scene.telemetry.samples] == [0, 550, 650, 750]
+    assert seconds_of(scene.telemetry.samples) == [0.0, 5.5, 6.5, 7.5]
+
+
+def test_what_marking_itself_takes_is_not_in_the_window(scene):
+    scene.gpu.energy_takes_s = 0.005
+    scene.telemetry.mark("open")
+    scene.telemetry.mark("close")
+    assert scene.telemetry.result().activity.interval_s == 0.0
 
 
 def test_an_unknown_mark_is_our_own_bug(scene):
@@ -246,8 +254,8 @@ def sample(at_ns: int, **known: object) -> Sample:
     return Sample(**(dict.fromkeys(SCHEMA.names) | {"at_ns": at_ns} | known))
 
 
-OPENED = End(at_ns=100, cpu=CpuTimes(0.0, 0.0), energy_mj=5)
-CLOSED = End(at_ns=200, cpu=CpuTimes(1.0, 8.0), energy_mj=8)
+OPENED = End(at_ns=100, cpu=CpuTimes(0.0, 0.0), energy_mj=5000)
+CLOSED = End(at_ns=200, cpu=CpuTimes(1.0, 8.0), energy_mj=8000)
 
 
 def test_samples_outside_the_window_are_ignored_and_its_ends_belong_to_it():
@@ -276,15 +284,46 @@ def test_unknown_values_are_left_out_of_means_and_a_true_0_is_not():
 
 
 def test_a_window_without_a_sample_still_has_its_ends():
-    activity = summarise([], OPENED, CLOSED, GpmMetrics(dram_activity_pct=7.0))
-    assert activity == Activity(
-        interval_s=1e-7, energy_j=0.003, power_w=0.003 / 1e-7, dram_activity_pct=7.0, cpu_utilization_pct=12.5
-    )
+    activity = summarise([], OPENED, CLOSED, GpmMetrics(interval_s=1e-7, dram_activity_pct=7.0))
+    assert activity == Activity(interval_s=1e-7, dram_activity_pct=7.0, cpu_utilization_pct=12.5)
 
 
-def test_energy_that_one_end_does_not_know_is_unknown():
-    activity = summarise([], OPENED, End(at_ns=200, cpu=CLOSED.cpu), GpmMetrics())
-    assert (activity.energy_j, activity.power_w) == (None, None)
+@pytest.mark.parametrize(
+    ("after_s", "energy_mj", "expected"),
+    [
+        pytest.param(1.0, 8000, (3.0, 3.0), id="a second"),
+        pytest.param(4.0, 8000, (3.0, 0.75), id="four seconds"),
+        pytest.param(1.0, None, (None, None), id="unknown at one end"),
+        pytest.param(0.9, 8000, (None, None), id="too short for the counter's steps"),
+    ],
+)
+def test_energy_and_power(after_s, energy_mj, expected):
+    closed = End(at_ns=OPENED.at_ns + round(after_s * NS_PER_S), cpu=CLOSED.cpu, energy_mj=energy_mj)
+    activity = summarise([], OPENED, closed, GpmMetrics())
+    assert (activity.energy_j, activity.power_w) == expected
+
+
+GPM = GpmMetrics(interval_s=2.0, tensor_activity_pct=30.0, sm_activity_pct=60.0, pcie_rx_bytes_per_s=1e9)
+
+
+@pytest.mark.parametrize(
+    ("gpm", "interval_s", "expected"),
+    [
+        pytest.param(
+            GPM,
+            1.0,
+            GpmMetrics(
+                interval_s=1.0, tensor_activity_pct=60.0, sm_activity_pct=100.0, pcie_rx_bytes_per_s=2e9
+            ),
+            id="half as long: twice as much, 100 % at most",
+        ),
+        pytest.param(GPM, 2.0, GPM, id="as long: the same"),
+        pytest.param(GPM, 0.0, GpmMetrics(), id="no time passed"),
+        pytest.param(GpmMetrics(), 1.0, GpmMetrics(), id="no GPM"),
+    ],
+)
+def test_gpm_is_referred_to_the_window(gpm, interval_s, expected):
+    assert over_window(gpm, interval_s) == expected
 
 
 @given(

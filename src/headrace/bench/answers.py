@@ -22,10 +22,11 @@ Flags = npt.NDArray[np.bool_]
 def tolerance(device_type: str, precision: Precision, *, compiled: bool) -> float:
     """Return the largest relative L2 error of a right answer.
 
-    Float32 rounds by 2^-24 = 6e-8 and TF32 by 2^-11 = 5e-4 per product; sums of thousands of products in
-    another order, layer upon layer, make some hundred times the first and some ten times the second. CUDA's
-    float32 gets more room than the CPU's because its convolutions may run as Winograd transforms, and
-    compiled code because it fuses batch norms into other orders of rounding.
+    Each product of float32 is rounded by up to 2^-24 = 6e-8, of TF32 by up to 2^-11 = 5e-4, and batches of
+    another size, or compiled code, sum in another order. Seen on a CPU: answers of 28 torchvision models with
+    random weights are within 7e-6 of float64's. CUDA gets more room than the CPU, since its convolutions may
+    run as Winograd transforms, and compiled code because it computes batch norms otherwise. An exchanged row
+    differs by far more, which `nearest_distinct` verifies in every run.
     """
     if device_type == "cuda":
         return 1e-2 if precision == "tf32" else 1e-3

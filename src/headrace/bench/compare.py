@@ -245,14 +245,13 @@ def _render_cell(cell: ComparedCell) -> str:
 
 def _render_row(row: Compared) -> str:
     quantity, interval = row.quantity, row.interval
-    ratio = f"{interval.ratio:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval else ""
     of = ", median of runs" if quantity.is_percentile else ""
     cells = (
         f"{quantity.name} ({quantity.unit}{of})",
         f"{len(row.base)} and {len(row.candidate)}",
         f"{typical(quantity, row.base):.3f}",
         f"{typical(quantity, row.candidate):.3f}",
-        ratio,
+        str(interval) if interval else "",
         row.verdict,
     )
     return "| " + " | ".join(cells) + " |"

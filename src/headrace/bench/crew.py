@@ -66,8 +66,12 @@ class Crew:
                 raise RunFailed(f"the {member.name} process ended without reporting; the run does not count")
             if deadline_ns is not None and now_ns() > deadline_ns:
                 raise RunFailed(f"the {member.name} process said nothing for {timeout_s:g} s")
-            self._listen()
-            self._idle()
+            self.tick()
+
+    def tick(self) -> None:
+        """Wait a moment for words or deaths. Raises as `expect` does."""
+        self._listen()
+        self._idle()
 
     def _listen(self) -> None:
         """Wait up to a tick for words or deaths. Words first: a child that reports its failure ends right after."""
@@ -100,7 +104,9 @@ class Crew:
         if code:
             signal = -code if code < 0 else code - 128
             how = f"was killed by signal {signal}" if signal > 0 else f"ended with exit code {code}"
-            raise RunFailed(f"the {member.name} process {how} in the middle of the run; the run does not count")
+            raise RunFailed(
+                f"the {member.name} process {how} in the middle of the run; the run does not count"
+            )
 
     def stop(self) -> None:
         """End every child that is still there. Safe to call at any time."""

@@ -6,10 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from headrace.bench.plan import PlannedRun, SweepConfig
 from headrace.errors import OutputError, RunFailed
@@ -58,17 +62,21 @@ class SubprocessExecutor:
         RunFailed.
         """
         log_path = run_dir.with_name(run_dir.name + ".log")
-        child = _start(self.command(planned, run_dir), log_path)
-        try:
-            code = child.wait(self.time_limit_s)
-        except subprocess.TimeoutExpired:
-            self._stop(child)
-            return f"stopped after {self.time_limit_s:g} s, the limit of a run; raise it with --run-timeout"
-        except BaseException:
-            self._stop(child)
-            raise
-        finally:
-            _end_group(child.pid, self.linger_s)
+        with _HeldSignals() as held:
+            child = _start(self.command(planned, run_dir), log_path)
+            try:
+                held.release()
+                code = child.wait(self.time_limit_s)
+            except subprocess.TimeoutExpired:
+                self._stop(child)
+                return (
+                    f"stopped after {self.time_limit_s:g} s, the limit of a run; raise it with --run-timeout"
+                )
+            except BaseException:
+                self._stop(child)
+                raise
+            finally:
+                _end_group(child.pid, self.linger_s)
         return None if code == 0 else _why(code, log_path)
 
     def _stop(self, child: subprocess.Popen[bytes]) -> None:
@@ -79,6 +87,38 @@ class SubprocessExecutor:
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             _signal_group(child.pid, signal.SIGKILL)
             child.wait()
+
+
+class _HeldSignals:
+    """Holds SIGINT and SIGTERM back until `release`, which delivers what came meanwhile.
+
+    An exception between the child's start and the block that ends it would leave the child behind. A blocked
+    or ignored signal would be inherited by the child; a handler is not.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {}
+        self._arrived: list[int] = []
+
+    def __enter__(self) -> _HeldSignals:
+        if threading.current_thread() is threading.main_thread():  # no other is ever interrupted
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._before[number] = handler
+                    signal.signal(number, lambda arrived, _: self._arrived.append(arrived))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        for held, handler in self._before.items():
+            signal.signal(held, handler)
+        self._before.clear()
+        arrived, self._arrived = self._arrived, []
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def error_line(log_path: Path) -> str:
@@ -125,7 +165,7 @@ def _end_group(group: int, linger_s: float) -> None:
     """Give what is left of the group a moment to go by itself, then kill it: it might hold the GPU.
 
     The group's number cannot belong to anyone else while a member is left; with none left there is nothing
-    to do. A killed member counts until it is reaped, which some containers never do: hence the second bound.
+    to do.
     """
     if not _is_gone(group, linger_s):
         _signal_group(group, signal.SIGKILL)
@@ -134,11 +174,19 @@ def _end_group(group: int, linger_s: float) -> None:
 
 def _is_gone(group: int, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
-    while _signal_group(group, 0):
+    while _signal_group(group, 0) and any(_is_alive(process, group) for process in psutil.process_iter()):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def _is_alive(process: psutil.Process, group: int) -> bool:
+    """Return whether a process belongs to the group and still runs. Some containers never reap."""
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def _signal_group(group: int, number: int) -> bool:

@@ -188,8 +188,8 @@ def _chance(findings: Sequence[Finding]) -> str:
     )
     return (
         f"Of {len(findings)} trials: {totals}. {len(judged)} had enough runs for an interval; at 95 %, about"
-        " 1 in 20 comparisons of things that do not differ looks like a difference by chance. Trials share runs, so their"
-        " verdicts are not independent."
+        " 1 in 20 comparisons of things that do not differ looks like a difference by chance. Trials share"
+        " runs, so their verdicts are not independent."
     )
 
 
@@ -216,7 +216,7 @@ def _row(finding: Finding) -> str:
         finding.support,
         f"{_mean(finding.base)} -> {_mean(finding.candidate)}",
         f"{len(finding.base)} and {len(finding.candidate)}",
-        f"{interval.ratio:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval else "",
+        str(interval) if interval else "",
         finding.verdict + _reason(finding),
     )
     return f"| {' | '.join(cells)} |"

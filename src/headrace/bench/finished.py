@@ -60,17 +60,16 @@ class MissingRun:
 
 
 def load_runs(path: Path) -> list[RunSummary]:
-    """Read a run's folder, or every finished run of a sweep's folder, in a fixed order.
+    """Read a run's folder, or every finished run below a folder of sweeps or runs, in a fixed order.
 
     Raises OutputError where the folder holds none, or one of another version.
     """
     if (path / FILE_NAME).is_file():
         return [load_summary(path)]
-    folders = sorted(summary.parent for summary in path.glob(f"{RUNS}/*/{FILE_NAME}"))
+    folders = sorted(summary.parent for summary in path.rglob(FILE_NAME))
     if not folders:
         raise OutputError(
             f"{path}: no finished run there; name the folder of a run (it holds {FILE_NAME}) or of a sweep"
-            f" (it holds {RUNS}/*/{FILE_NAME})"
         )
     runs = [load_summary(folder) for folder in folders]
     return sorted(runs, key=lambda run: (CellKey.of(run), experiment_rank(run.experiment), run.started_at))

@@ -53,7 +53,9 @@ def run_load_generator(job: LoadJob) -> None:
     """Prepare, wait for the word, send, verify, report. The target of the process."""
     become_child()
     if job.backend_on_cpu:
-        torch.set_num_threads(1)  # the cores are the backend's; else they all copy into shared memory, as published
+        torch.set_num_threads(
+            1
+        )  # the cores are the backend's; else they all copy into shared memory, as published
     try:
         plan = plan_phases(job.load)
         inputs = make_inputs(job.inputs, len(plan))
@@ -166,7 +168,9 @@ class Generator:
         credits_left = threading.Semaphore(max_in_flight)
         stop = threading.Event()
         self.records["scheduled_ns"][indexes] = self._clock()
-        sender = threading.Thread(target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True)
+        sender = threading.Thread(
+            target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True
+        )
         sender.start()
         try:
             self._receive(len(indexes), credits_left)

@@ -6,16 +6,26 @@ another, and so that nothing looks for the driver's library before it is wanted.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, TypeVar
 
+from headrace.clock import NS_PER_S, Clock, now_ns, seconds
 from headrace.errors import DeviceUnavailable
 
 Answer = TypeVar("Answer")
 BYTES_PER_MIB = 1 << 20
+
+# Measured on an H100 (driver 580): GPM's counters move once in 100 ms and then show what had been some 70 ms
+# before, so that two samples at the very ends of 0.12 s of work described mostly the work before it. The
+# second refresh after a moment has all that happened until then.
+GPM_REFRESHES = 2
+GPM_REFRESH_TIMEOUT_S = 0.25  # of one
+GPM_LOOK_S = 0.001  # between two looks; one takes 0.1 ms
 
 # Bits of the clock event reasons that hold the clock below what it could be. Two bits are not among them: 0x1
 # (idle) and 0x2 (clocks that an administrator chose). Source: NVML API reference, nvmlClocksEventReasons.
@@ -70,12 +80,14 @@ class GpmSample:
     """The GPU's hardware counters at one moment; it can only be read against another one of the same GPU."""
 
     buffer: object
+    at_ns: int  # when the driver had refreshed them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpmMetrics:
-    """Between two samples. Percentages are 0 to 100."""
+    """Means between two samples. Percentages are 0 to 100."""
 
+    interval_s: float | None = None  # between the samples
     sm_activity_pct: float | None = None
     sm_occupancy_pct: float | None = None
     tensor_activity_pct: float | None = None
@@ -93,7 +105,10 @@ class Gpu(Protocol):
         """Return millijoules since the driver was loaded."""
 
     def gpm_sample(self) -> GpmSample | None:
-        """Return the counters now; None before Hopper, and for a MIG slice."""
+        """Return the counters with all that has happened so far; on an H100 that takes 0.1 to 0.2 s.
+
+        None before Hopper, and for a MIG slice.
+        """
 
     def gpm_metrics(self, first: GpmSample, last: GpmSample) -> GpmMetrics: ...
 
@@ -222,9 +237,17 @@ def ask(nvml: ModuleType, question: Callable[..., Answer], *arguments: object) -
 class NvmlGpu:
     """A Gpu by NVML. `handle` is NVML's for a device or a MIG slice."""
 
-    def __init__(self, nvml: ModuleType, handle: object) -> None:
+    def __init__(
+        self,
+        nvml: ModuleType,
+        handle: object,
+        clock: Clock = now_ns,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._nvml = nvml
         self._handle = handle
+        self._clock = clock
+        self._pause = pause
 
     def state(self) -> GpuState:
         nvml = self._nvml
@@ -259,14 +282,18 @@ class NvmlGpu:
         return self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
 
     def gpm_sample(self) -> GpmSample | None:
-        """The sample's buffer is never freed: a process takes two."""
+        """The buffers are never freed: a process takes two samples."""
         nvml = self._nvml
         support = self._ask(nvml.nvmlGpmQueryDeviceSupport)
         if support is None or not support.isSupportedDevice:
             return None
-        buffer = ask(nvml, nvml.nvmlGpmSampleAlloc)
-        filled = self._ask(nvml.nvmlGpmSampleGet, buffer)
-        return None if filled is None else GpmSample(filled)
+        known, fresh = ask(nvml, nvml.nvmlGpmSampleAlloc), ask(nvml, nvml.nvmlGpmSampleAlloc)
+        if self._ask(nvml.nvmlGpmSampleGet, known) is None:
+            return None
+        for _ in range(GPM_REFRESHES):
+            self._await_refresh(known, fresh)
+            known, fresh = fresh, known
+        return GpmSample(known, self._clock())
 
     def gpm_metrics(self, first: GpmSample, last: GpmSample) -> GpmMetrics:
         nvml = self._nvml
@@ -278,8 +305,10 @@ class NvmlGpu:
             nvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC,
             nvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC,
         )
-        sm, occupancy, tensor, dram, received_mib, transmitted_mib = self._gpm_values(first, last, ids)
+        values = self._gpm_values(first.buffer, last.buffer, ids)
+        sm, occupancy, tensor, dram, received_mib, transmitted_mib = values
         return GpmMetrics(
+            interval_s=seconds(last.at_ns - first.at_ns),
             sm_activity_pct=sm,
             sm_occupancy_pct=occupancy,
             tensor_activity_pct=tensor,
@@ -288,19 +317,37 @@ class NvmlGpu:
             pcie_tx_bytes_per_s=None if transmitted_mib is None else transmitted_mib * BYTES_PER_MIB,
         )
 
-    def _gpm_values(self, first: GpmSample, last: GpmSample, ids: Sequence[int]) -> list[float | None]:
-        """Return one value per id. Each has its own return code, which the call's success does not cover."""
+    def _await_refresh(self, known: object, fresh: object) -> None:
+        """Fill `fresh` until it is newer than `known`, or time is up."""
+        nvml = self._nvml
+        deadline_ns = self._clock() + round(GPM_REFRESH_TIMEOUT_S * NS_PER_S)
+        while True:
+            self._pause(GPM_LOOK_S)
+            self._ask(nvml.nvmlGpmSampleGet, fresh)
+            newer = self._gpm_values(known, fresh, [nvml.NVML_GPM_METRIC_DRAM_BW_UTIL]) != [None]
+            if newer or self._clock() >= deadline_ns:
+                return
+
+    def _gpm_values(self, first: object, last: object, ids: Sequence[int]) -> list[float | None]:
+        """Return one value per id; all are None if both samples are of the same refresh.
+
+        Each value has its own return code, which the call's success does not cover. Samples of the same
+        refresh answer with success, 0 for most metrics, and 0/0 for the memory's.
+        """
         nvml = self._nvml
         question = nvml.c_nvmlGpmMetricsGet_t()
         question.version = nvml.NVML_GPM_METRICS_GET_VERSION
         question.numMetrics = len(ids)
-        question.sample1, question.sample2 = first.buffer, last.buffer
+        question.sample1, question.sample2 = first, last
         for place, metric in enumerate(ids):
             question.metrics[place].metricId = metric
         if ask(nvml, nvml.nvmlGpmMetricsGet, question) is None:
             return [None] * len(ids)
-        answers = (question.metrics[place] for place in range(len(ids)))
-        return [float(each.value) if each.nvmlReturn == nvml.NVML_SUCCESS else None for each in answers]
+        answers = [question.metrics[place] for place in range(len(ids))]
+        values = [float(each.value) if each.nvmlReturn == nvml.NVML_SUCCESS else None for each in answers]
+        return (
+            [None] * len(ids) if any(value is not None and math.isnan(value) for value in values) else values
+        )
 
     def _throttle_reasons(self) -> int | None:
         """Drivers before 535 know the question by its older name only."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from headrace.bench.classify import Labelled
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
 from headrace.clock import now_ns
@@ -42,7 +45,9 @@ class RichWatcher:
 
     def stage(self, text: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"[{(now_ns() - self._start_ns) / 1e9:6.1f} s] {text}", highlight=False, markup=False)
+            self._console.print(
+                f"[{(now_ns() - self._start_ns) / 1e9:6.1f} s] {text}", highlight=False, markup=False
+            )
         elif self._task is None:
             self._task = self._bar.add_task(text, total=None)
         else:
@@ -86,6 +91,21 @@ def summary_table(summary: RunSummary) -> Table:
     return table
 
 
+def label_table(labelled: Sequence[Labelled], summary: RunSummary) -> Table:
+    """Return photographs with their labels, best first."""
+    table = Table(
+        title=f"{summary.options.model.name} on {device_name(summary)}, through {summary.experiment}",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("photograph")
+    table.add_column("labels that the server gave")
+    for item in labelled:
+        labels = ", ".join(f"{label.name} {label.probability:.0%}" for label in item.labels)
+        table.add_row(item.photograph.name, labels)
+    return table
+
+
 def precision_name(summary: RunSummary) -> str:
     """Return what the convolutions computed with: a CPU knows no TF32."""
     return "float32" if summary.options.device == "cpu" else summary.options.model.precision
@@ -102,7 +122,11 @@ def _latency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     metrics = summary.metrics
     parts = ", ".join(f"{name} {value:.2f}" for name, value in summary.warmup_parts_s.items())
     return [
-        ("throughput", _number(metrics.throughput_samples_per_s, "samples/s"), "samples answered / measured time"),
+        (
+            "throughput",
+            _number(metrics.throughput_samples_per_s, "samples/s"),
+            "samples answered / measured time",
+        ),
         ("warm-up latency", _number(metrics.warmup_latency_s, "s"), parts),
         ("response time", _spread(metrics.response_time), "answer - planned sending: mean, p50, p99, max"),
         ("service time", _spread(metrics.service_time), "answer - actual sending: mean, p50, p99, max"),

@@ -6,12 +6,14 @@ the checkpoint and the eager model's answers. The supervisor itself only waits a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from headrace.bench import answers, environment, nvml, prepared, stats, trace
 from headrace.bench.crew import Crew, Member
@@ -54,6 +56,9 @@ class RunFiles:
     output_dir: Path
     overwrite: bool = False
     reference_cache: Path | None = None  # folder of reference answers that runs of a sweep share
+    exclusive: Path | None = (
+        None  # lock file; runs that share it prepare side by side, and measure one at a time
+    )
 
 
 def run_benchmark(config: RunConfig, files: RunFiles, command: Sequence[str], watcher: Watcher) -> RunSummary:
@@ -65,7 +70,7 @@ def run_benchmark(config: RunConfig, files: RunFiles, command: Sequence[str], wa
     config.validate()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with output_folder(files.output_dir, overwrite=files.overwrite) as folder:
-        reported = _Run(config, folder, files.reference_cache or folder, watcher).execute()
+        reported = _Run(config, folder, files, watcher).execute()
         summary = _summarise(config, reported, command, started_at)
         write_records(reported.load.records, folder / "requests.parquet")
         (folder / FILE_NAME).write_bytes(encode(summary))
@@ -89,10 +94,11 @@ class _Reported:
 class _Run:
     """The processes of one run."""
 
-    def __init__(self, config: RunConfig, folder: Path, references: Path, watcher: Watcher) -> None:
+    def __init__(self, config: RunConfig, folder: Path, files: RunFiles, watcher: Watcher) -> None:
         self._config = config
         self._folder = folder
-        self._references = references
+        self._references = files.reference_cache or folder
+        self._exclusive = files.exclusive
         self._watcher = watcher
         self._progress = RawArray("q", 2)
         self._crew = Crew(self._draw)
@@ -122,16 +128,30 @@ class _Run:
         self._crew.expect(telemetry, Ready, TELEMETRY_TIMEOUT_S)
         self._crew.expect(load, Ready)
         self._crew.expect(host, Ready)
-        self._watcher.stage("loading the model and warming up")
-        host.report.send(Go(ready))
-        load.report.send(Go(ready))
-        load_done = self._crew.expect(load, LoadDone)
+        with self._alone():
+            self._watcher.stage("loading the model and warming up")
+            host.report.send(Go(ready))
+            load.report.send(Go(ready))
+            load_done = self._crew.expect(load, LoadDone)
         self._watcher.stage("finishing")
         host_done = self._crew.expect(host, HostDone, None if self._config.profile else END_TIMEOUT_S)
         telemetry.report.send("stop")
         return _Reported(
             ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S)
         )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock file, if there is one, while the clock runs."""
+        if self._exclusive is None:
+            yield
+            return
+        self._exclusive.parent.mkdir(parents=True, exist_ok=True)
+        with self._exclusive.open("w") as lock:
+            self._watcher.stage("waiting for another run to finish measuring")
+            while not _try_lock(lock):
+                self._crew.tick()
+            yield
 
     def _start_observers(self) -> tuple[Member, Member]:
         """Start telemetry and load generator, which talk to each other about the window."""
@@ -154,7 +174,9 @@ class _Run:
                 inputs=config.inputs,
                 load=config.load,
                 backend_on_cpu=device_type == "cpu",
-                tolerance=answers.tolerance(device_type, config.model.precision, compiled=config.model.compile),
+                tolerance=answers.tolerance(
+                    device_type, config.model.precision, compiled=config.model.compile
+                ),
                 queues=self._queues,
                 report=report,
                 window=to_telemetry,
@@ -210,6 +232,14 @@ class _Run:
     def _draw(self) -> None:
         issued, answered = self._progress
         self._watcher.progress(issued, answered, num_requests(self._config))
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def num_requests(config: RunConfig) -> int:
@@ -287,12 +317,14 @@ def _error(load: LoadDone, metrics: stats.Metrics) -> str | None:
     wrong = int((load.records["status"] == STATUSES.index("wrong")).sum())
     if wrong:
         check = load.check
-        size = f"; the largest relative error is {check.max_error:.3g}, allowed is {check.tolerance:.3g}" if check else ""
+        size = (
+            f"; the largest relative error is {check.max_error:.3g}, allowed is {check.tolerance:.3g}"
+            if check
+            else ""
+        )
         return f"{wrong} of {len(load.records)} answers are not the eager model's{size}; the run has no throughput"
     if metrics.errors:
         return f"{metrics.errors} of {metrics.requests} requests failed: {load.first_error}"
     if metrics.unanswered:
         return f"{metrics.unanswered} of {metrics.requests} requests were never answered"
     return None
-
-

@@ -28,7 +28,9 @@ class Activity:
     """
 
     interval_s: float | None = None  # true length between the two end samples
-    gpu_utilization_pct: float | None = None  # mean of NVML utilization.gpu: share of time with any kernel running
+    gpu_utilization_pct: float | None = (
+        None  # mean of NVML utilization.gpu: share of time with any kernel running
+    )
     gpu_utilization_samples: int = 0
     sm_activity_pct: float | None = None
     sm_occupancy_pct: float | None = None
@@ -53,7 +55,9 @@ class AnswerCheck:
     wrong_rows: int
     tolerance: float  # largest relative L2 error of a row that counts as right
     max_error: float  # largest seen
-    nearest_distinct: float | None  # relative L2 distance of the two most alike reference answers: errors below half of
+    nearest_distinct: (
+        float | None
+    )  # relative L2 distance of the two most alike reference answers: errors below half of
     # it can be told from an exchanged row; None with one row
 
 
@@ -125,7 +129,9 @@ def load_summary(run_dir: Path) -> RunSummary:
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunSummary, dec_hook=_from_text)
     except OSError as error:
-        raise OutputError(f"{path}: no run summary there ({error.strerror}); name a run's output folder") from error
+        raise OutputError(
+            f"{path}: no run summary there ({error.strerror}); name a run's output folder"
+        ) from error
     except msgspec.MsgspecError as error:
         raise OutputError(
             f"{path}: not a run summary of version {SCHEMA_VERSION} ({error}); measure again with this Headrace"

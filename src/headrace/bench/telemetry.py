@@ -27,6 +27,9 @@ from headrace.errors import HeadraceError, OutputError
 from headrace.processes import ChildFailed, Ready, become_child
 
 Number = TypeVar("Number", int, float)
+ENERGY_MIN_S = (
+    1.0  # the counter moves once in 0.1 s (H100): below this, its steps are over a tenth of the answer
+)
 # multiprocessing.connection.wait: those that can be read or have ended; none of them after so many seconds.
 Wait: TypeAlias = Callable[[list[Connection], float], list[Connection]]
 
@@ -93,7 +96,6 @@ class End:
     at_ns: int
     cpu: CpuTimes
     energy_mj: int | None = None
-    gpm: GpmSample | None = None
 
 
 class Cpu(Protocol):
@@ -142,6 +144,8 @@ class Telemetry:
         self._interval_ns = round(interval_s * NS_PER_S)
         self._opened: End | None = None
         self._closed: End | None = None
+        self._first_gpm: GpmSample | None = None
+        self._last_gpm: GpmSample | None = None
         self._previous: CpuTimes | None = None
         self.samples: list[Sample] = []
 
@@ -188,19 +192,19 @@ class Telemetry:
         self._previous = cpu
 
     def mark(self, word: str) -> None:
-        """Take an end sample. Raises ValueError for another word than "open" and "close": our own bug."""
+        """Take an end sample. What takes long is outside the window: GPM 0.1 to 0.2 s, the energy 3 to 7 ms.
+
+        Raises ValueError for another word than "open" and "close": our own bug.
+        """
         if word not in ("open", "close"):
             raise ValueError(f'the load generator sent {word!r}, which is neither "open" nor "close"')
-        end = End(
-            at_ns=self._clock(),
-            cpu=self._cpu.times(),
-            energy_mj=self._gpu.energy_mj() if self._gpu else None,
-            gpm=self._gpu.gpm_sample() if self._gpu else None,
-        )
         if word == "open":
-            self._opened = end
+            self._first_gpm = self._gpu.gpm_sample() if self._gpu else None
+            energy_mj = self._energy_mj()
+            self._opened = End(at_ns=self._clock(), cpu=self._cpu.times(), energy_mj=energy_mj)
         else:
-            self._closed = end
+            self._closed = End(at_ns=self._clock(), cpu=self._cpu.times(), energy_mj=self._energy_mj())
+            self._last_gpm = self._gpu.gpm_sample() if self._gpu else None
 
     def result(self) -> TelemetryResult:
         """Summarise the window; all is None unless it was opened and closed."""
@@ -208,13 +212,16 @@ class Telemetry:
         if opened is None or closed is None:
             return TelemetryResult(activity=Activity(), first_ns=None, last_ns=None)
         gpm = GpmMetrics()
-        if self._gpu and opened.gpm and closed.gpm:
-            gpm = self._gpu.gpm_metrics(opened.gpm, closed.gpm)
+        if self._gpu and self._first_gpm and self._last_gpm:
+            gpm = self._gpu.gpm_metrics(self._first_gpm, self._last_gpm)
         return TelemetryResult(
             activity=summarise(self.samples, opened, closed, gpm),
             first_ns=opened.at_ns,
             last_ns=closed.at_ns,
         )
+
+    def _energy_mj(self) -> int | None:
+        return self._gpu.energy_mj() if self._gpu else None
 
     def _answer_marks(self, window: Connection) -> bool:
         """Handle every mark that has come. False once no more can."""
@@ -229,7 +236,7 @@ class Telemetry:
 
 
 def summarise(samples: Sequence[Sample], opened: End, closed: End, gpm: GpmMetrics) -> Activity:
-    """Compute a window's activity from its two ends, GPM's deltas between them, and the samples within.
+    """Compute a window's activity from its two ends, GPM's means around it, and the polled samples within.
 
     Samples at the ends count as within; the others are ignored.
     """
@@ -237,6 +244,7 @@ def summarise(samples: Sequence[Sample], opened: End, closed: End, gpm: GpmMetri
     utilization = _known(sample.gpu_utilization_pct for sample in within)
     clocks = _known(sample.sm_clock_mhz for sample in within)
     interval_s = seconds(closed.at_ns - opened.at_ns)
+    gpm = over_window(gpm, interval_s)
     energy_j = _energy_j(opened, closed)
     return Activity(
         interval_s=interval_s,
@@ -250,11 +258,37 @@ def summarise(samples: Sequence[Sample], opened: End, closed: End, gpm: GpmMetri
         pcie_tx_bytes_per_s=gpm.pcie_tx_bytes_per_s,
         gpu_memory_used_bytes=max(_known(sample.gpu_memory_used_bytes for sample in within), default=None),
         energy_j=energy_j,
-        power_w=energy_j / interval_s if energy_j is not None and interval_s > 0 else None,
+        power_w=None if energy_j is None else energy_j / interval_s,
         sm_clock_mhz_mean=_mean(clocks),
         sm_clock_mhz_min=min(clocks, default=None),
         throttle_reasons=_throttled(within),
         cpu_utilization_pct=cpu_utilization_pct(opened.cpu, closed.cpu),
+    )
+
+
+def over_window(gpm: GpmMetrics, interval_s: float) -> GpmMetrics:
+    """Refer GPM's means to the window, which lies within GPM's own interval.
+
+    No request is under way between the ends of the one and of the other, so all activity is the window's.
+    """
+    if gpm.interval_s is None or interval_s <= 0:
+        return GpmMetrics()
+    factor = gpm.interval_s / interval_s
+
+    def share(percent: float | None) -> float | None:
+        return None if percent is None else min(100.0, percent * factor)
+
+    def rate(per_s: float | None) -> float | None:
+        return None if per_s is None else per_s * factor
+
+    return GpmMetrics(
+        interval_s=interval_s,
+        sm_activity_pct=share(gpm.sm_activity_pct),
+        sm_occupancy_pct=share(gpm.sm_occupancy_pct),
+        tensor_activity_pct=share(gpm.tensor_activity_pct),
+        dram_activity_pct=share(gpm.dram_activity_pct),
+        pcie_rx_bytes_per_s=rate(gpm.pcie_rx_bytes_per_s),
+        pcie_tx_bytes_per_s=rate(gpm.pcie_tx_bytes_per_s),
     )
 
 
@@ -289,6 +323,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _energy_j(opened: End, closed: End) -> float | None:
     if opened.energy_mj is None or closed.energy_mj is None:
+        return None
+    if closed.at_ns - opened.at_ns < ENERGY_MIN_S * NS_PER_S:
         return None
     return (closed.energy_mj - opened.energy_mj) / 1000
 

@@ -48,7 +48,13 @@ def request_events(records: Records, offset_ns: int) -> list[dict[str, object]]:
         spans += [(name, int(record[begin]), int(record[end])) for name, begin, end in STAGES]
         for name, begin_ns, end_ns in spans:
             if 0 < begin_ns <= end_ns:
-                common = {"cat": "request", "id": int(record["index"]), "pid": "requests", "tid": 0, "name": name}
+                common = {
+                    "cat": "request",
+                    "id": int(record["index"]),
+                    "pid": "requests",
+                    "tid": 0,
+                    "name": name,
+                }
                 events.append({"ph": "b", "ts": (begin_ns + offset_ns) / 1000, **common})
                 events.append({"ph": "e", "ts": (end_ns + offset_ns) / 1000, **common})
     return events

@@ -10,6 +10,7 @@ from headrace.bench.quantities import Quantity
 from headrace.bench.welch import RatioInterval, ratio_interval
 
 THRESHOLD = 0.02  # a ratio within 1 +- this matters to nobody
+WIDE = 10  # a ratio known no better than within this factor is not worth its digits
 FEW_RUNS = 5  # below it Welch's interval leans hard on the logarithms being normal
 
 
@@ -78,6 +79,8 @@ def _judge(
         return f"no difference that matters (within {percent(threshold * 100)} %; {numbers}){hint}"
     if interval.low <= 1 <= interval.high:
         span = f"{signed_percent(interval.low)} to {signed_percent(interval.high)} %"
+        if interval.low < 1 / WIDE or interval.high > WIDE:
+            span = f"the interval is wider than a factor of {WIDE}, so nearly nothing is known"
         return f"no evidence of a difference ({span}; {numbers}){hint}"
     ends = sorted(abs(end - 1) * 100 for end in (interval.low, interval.high))
     word = _word(quantity, higher=interval.low > 1)

@@ -39,6 +39,9 @@ class RatioInterval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{_digits(self.ratio)} ({_digits(self.low)} to {_digits(self.high)})"
+
 
 def ratio_interval(base: Sequence[float], candidate: Sequence[float]) -> RatioInterval:
     """Return the ratio of the geometric means, candidate over base, with its 95 % interval.
@@ -51,7 +54,7 @@ def ratio_interval(base: Sequence[float], candidate: Sequence[float]) -> RatioIn
     difference = logs_candidate.mean - logs_base.mean
     half = _standard_error(logs_base, logs_candidate) * _quantile(_degrees(logs_base, logs_candidate))
     return RatioInterval(
-        ratio=math.exp(difference), low=math.exp(difference - half), high=math.exp(difference + half)
+        ratio=math.exp(difference), low=_exp(difference - half), high=_exp(difference + half)
     )
 
 
@@ -78,3 +81,12 @@ def _degrees(base: Moments, candidate: Moments) -> float:
 
 def _quantile(degrees: float) -> float:
     return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
+
+
+def _exp(value: float) -> float:
+    """Two runs that have little to do with each other can span more than a float holds."""
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _digits(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 1000 else f"{ratio:.2g}"
