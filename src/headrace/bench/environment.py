@@ -70,16 +70,20 @@ class DescribedGpu(Protocol):
     def facts(self) -> GpuFacts: ...
 
 
+REVISION_VARIABLE = "HEADRACE_GIT_REVISION"  # for a copy without its repository, such as one in a container
+
+
 def collect(gpu: DescribedGpu | None, environ: Mapping[str, str] = os.environ) -> Environment:
     """Describe this machine and interpreter; `gpu` is the one that the run used, None for the CPU.
 
+    Where no git knows the code, the variable HEADRACE_GIT_REVISION may say which it is.
     Raises DeviceUnavailable if the GPU is lost.
     """
     facts = gpu.facts() if gpu else None
     git = git_state(Path(headrace.__file__))
     return Environment(
         headrace=headrace.__version__,
-        git_revision=git.revision if git else None,
+        git_revision=git.revision if git else environ.get(REVISION_VARIABLE),
         git_dirty=git.dirty if git else None,
         python=platform.python_version(),
         platform=platform_text(),
