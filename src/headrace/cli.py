@@ -14,18 +14,20 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from headrace import __version__, options
-from headrace.bench import columns, compare, present, run
+from headrace.bench import columns, present, run
 from headrace.bench.classify import classify_config, read_labels
-from headrace.bench.execute import BenchCommand, SubprocessExecutor
-from headrace.bench.findings import render_findings
-from headrace.bench.finished import load_runs, missing_runs, write_atomically
 from headrace.bench.output import CsvLog
-from headrace.bench.progress import RichSweepProgress
 from headrace.bench.summary import RunSummary, encode
-from headrace.bench.sweep import run_sweep
-from headrace.bench.tables import write_tables
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
+from headrace.study import compare
+from headrace.study.execute import BenchCommand, SubprocessExecutor
+from headrace.study.findings import render_findings
+from headrace.study.finished import load_runs, missing_runs, write_atomically
+from headrace.study.progress import RichSweepProgress
+from headrace.study.sweep import run_sweep
+from headrace.study.tables import write_tables
+from headrace.study.verdict import THRESHOLD
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
@@ -58,21 +60,17 @@ def _exit_with(command: Command, args: argparse.Namespace) -> None:
     try:
         command(args, screen)
     except HeadraceError as error:
-        screen.err.print(
-            f"headrace: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
-        )
+        screen.err.print(f"headrace: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        screen.err.print(
-            "headrace: interrupted; every process was stopped, no result was written", style="bold red"
-        )
+        screen.err.print("headrace: interrupted; every process was stopped, no result was written", style="bold red")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
         sys.exit(1)
 
 
-def _terminate(signum: int, frame: object) -> None:
+def _terminate(_signal: int, _frame: object) -> None:
     """On SIGTERM leave through the same clean-up as on any error."""
     sys.exit(TERMINATED)
 
@@ -129,9 +127,7 @@ def show(summary: RunSummary, output_dir: Path, screen: Screen, *, as_json: bool
     screen.out.print(present.summary_table(summary))
     for note in summary.notes:
         screen.out.print(f"note: {note}", style="yellow", highlight=False)
-    screen.out.print(
-        f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False
-    )
+    screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -154,9 +150,7 @@ def _sweep(args: argparse.Namespace, screen: Screen) -> None:
         compiled = "compiled" if left.compile else "not compiled"
         what = f"{left.design} with {left.num_workers} workers, {compiled}"
         screen.err.print(f"left out: {what}: {left.reason}", highlight=False, markup=False, soft_wrap=True)
-    screen.out.print(
-        f"{outcome.succeeded} runs are good; tables: {args.output_dir}/tables/all.md", highlight=False
-    )
+    screen.out.print(f"{outcome.succeeded} runs are good; tables: {args.output_dir}/tables/all.md", highlight=False)
     if outcome.failures:
         raise RunFailed(
             f"{len(outcome.failures)} runs failed, the first with: {outcome.failures[0].error};"
@@ -183,19 +177,15 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=compare.THRESHOLD,
+        default=THRESHOLD,
         help="smallest ratio that matters (default: 0.02)",
     )
-    parser.add_argument(
-        "--allow-unlike", action="store_true", help="compare although more than the design differs"
-    )
+    parser.add_argument("--allow-unlike", action="store_true", help="compare although more than the design differs")
     parser.set_defaults(command=_compare)
 
 
 def _compare(args: argparse.Namespace, screen: Screen) -> None:
-    base, candidate = (
-        compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate)
-    )
+    base, candidate = (compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate))
     result = compare.compare(base, candidate, threshold=args.threshold, allow_unlike=args.allow_unlike)
     _print_page(compare.render_markdown(result), screen)
 
@@ -224,17 +214,11 @@ def _print_page(page: str, screen: Screen) -> None:
 
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "photographs", nargs="*", type=Path, help="image files (default: some that scikit-image ships)"
-    )
+    parser.add_argument("photographs", nargs="*", type=Path, help="image files (default: some that scikit-image ships)")
     parser.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
-    parser.add_argument(
-        "--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)"
-    )
+    parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: none kept)"
-    )
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: none kept)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
     parser.set_defaults(command=_classify)
 
@@ -255,12 +239,8 @@ def _classify(args: argparse.Namespace, screen: Screen) -> None:
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)"
-    )
-    parser.add_argument(
-        "--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)"
-    )
+    parser.add_argument("--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)")
+    parser.add_argument("--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     parser.set_defaults(command=_checkpoint)
 
@@ -270,32 +250,24 @@ def _checkpoint(args: argparse.Namespace, screen: Screen) -> None:
 
     path = random_checkpoint_path(ModelConfig(name=args.model, model_dir=args.model_dir, seed=args.seed))
     make_random_checkpoint(args.model, path, args.seed)
-    screen.out.print(
-        f"{path}: random weights (seed {args.seed}) for {args.model}; labels mean nothing", soft_wrap=True
-    )
+    screen.out.print(f"{path}: random weights (seed {args.seed}) for {args.model}; labels mean nothing", soft_wrap=True)
 
 
 def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the published options, words with underscores, and fill in the rest of `headrace bench`'s."""
-    parser = argparse.ArgumentParser(
-        description="The published benchmark's command line, measured by Headrace."
-    )
+    parser = argparse.ArgumentParser(description="The published benchmark's command line, measured by Headrace.")
     parser.add_argument("--num_iters", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--model_dir", type=Path, default=Path())
     parser.add_argument("--compile", default=True, action=argparse.BooleanOptionalAction)
-    parser.add_argument(
-        "--output_file", type=Path, default=Path("output.csv"), help="under ./results, as published"
-    )
+    parser.add_argument("--output_file", type=Path, default=Path("output.csv"), help="under ./results, as published")
     parser.add_argument("--profile", default=False, action=argparse.BooleanOptionalAction)
     parser.add_argument(
         "--num_workers",
         type=int,
         help="(default: 4 as published; 1 with --compile, which is not safe with several threads)",
     )
-    parser.add_argument(
-        "--design", default="h2d_d2h_threads", help="the published design to run (default: the last)"
-    )
+    parser.add_argument("--design", default="h2d_d2h_threads", help="the published design to run (default: the last)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     if given.num_workers is None:

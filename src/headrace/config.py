@@ -29,9 +29,7 @@ def require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Which model, from where, and how it computes."""
 
-    name: str = (
-        "resnet18"  # torchvision name, "efficientnet_lite0", package.module:callable, or file.py:callable
-    )
+    name: str = "resnet18"  # torchvision name, "efficientnet_lite0", package.module:callable, or file.py:callable
     model_dir: Path = Path()  # where checkpoints lie
     download: bool = True  # fetch a missing torchvision checkpoint; else seeded random weights
     seed: int = 0  # of the random weights

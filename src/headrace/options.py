@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace.bench import nvml
-from headrace.bench.plan import SweepConfig
 from headrace.config import (
     DESIGN_NAMES,
     INPUT_KINDS,
@@ -20,6 +19,7 @@ from headrace.config import (
     RunConfig,
 )
 from headrace.errors import DeviceUnavailable, InvalidOption
+from headrace.study.plan import SweepConfig
 
 NUM_ITERS = 100  # as published
 NUM_ITERS_CPU = 20  # a CPU needs minutes for the published number
@@ -34,9 +34,7 @@ MODEL_HELP = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)"
-    )
+    group.add_argument("--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)")
     group.add_argument(
         "--model-dir", type=Path, default=Path(), metavar="DIR", help="where checkpoints lie (default: .)"
     )
@@ -78,9 +76,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images to draw the batches' rows from (default: {DISTINCT_IMAGES}; {DISTINCT_IMAGES_CPU} on the CPU)",
     )
-    group.add_argument(
-        "--seed", type=int, default=0, help="of images, batches and random weights (default: 0)"
-    )
+    group.add_argument("--seed", type=int, default=0, help="of images, batches and random weights (default: 0)")
     group.add_argument(
         "--stall-timeout", type=float, default=300.0, metavar="S", help="end after so long without an answer"
     )
@@ -92,9 +88,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "--output-dir", type=Path, metavar="DIR", help="for all files of the run (default: under results/)"
     )
     group.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
-    group.add_argument(
-        "--output-file", type=Path, metavar="CSV", help="append one row, published columns first"
-    )
+    group.add_argument("--output-file", type=Path, metavar="CSV", help="append one row, published columns first")
     group.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
     group.add_argument("--keep-answers", action="store_true", help="write every answer to answers.npy")
     group.add_argument(
@@ -118,9 +112,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("design")
     group.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
     group.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
-    group.add_argument(
-        "--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)"
-    )
+    group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
     )
@@ -129,9 +121,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     defaults = SweepConfig()
     group = parser.add_argument_group("what to measure: every combination that the designs allow")
-    group.add_argument(
-        "--designs", nargs="+", default=defaults.designs, metavar="NAME", help=", ".join(DESIGN_NAMES)
-    )
+    group.add_argument("--designs", nargs="+", default=defaults.designs, metavar="NAME", help=", ".join(DESIGN_NAMES))
     group.add_argument(
         "--workers", nargs="+", type=int, default=defaults.workers, metavar="N", help="(default: 1 to 4)"
     )
@@ -153,9 +143,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs of each combination (default: 10)",
     )
-    group.add_argument(
-        "--order-seed", type=int, default=0, help="of the order within each repeat (default: 0)"
-    )
+    group.add_argument("--order-seed", type=int, default=0, help="of the order within each repeat (default: 0)")
     group.add_argument(
         "--output-dir",
         type=Path,
@@ -163,12 +151,8 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="(default: results/sweep)",
     )
-    group.add_argument(
-        "--run-timeout", type=float, default=3600.0, metavar="S", help="end a run after so long"
-    )
-    group.add_argument(
-        "--exclusive", type=Path, metavar="FILE", help="lock file: measure while no other run does"
-    )
+    group.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="end a run after so long")
+    group.add_argument("--exclusive", type=Path, metavar="FILE", help="lock file: measure while no other run does")
 
 
 def sweep_config(args: argparse.Namespace) -> SweepConfig:

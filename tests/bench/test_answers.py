@@ -142,9 +142,7 @@ def test_what_passes_without_a_warning_cannot_be_an_exchanged_row(order):
     assert wrong[0] == (summary.wrong_rows > 0)
 
 
-@pytest.mark.parametrize(
-    ("nearest", "warned"), [(None, False), (0.021, False), (0.02, True), (0.0, True)], ids=str
-)
+@pytest.mark.parametrize(("nearest", "warned"), [(None, False), (0.021, False), (0.02, True), (0.0, True)], ids=str)
 def test_a_tolerance_too_wide_to_see_an_exchange_is_warned_of(nearest, warned):
     summary = AnswerCheck(checked_rows=1, wrong_rows=0, tolerance=0.01, max_error=0.0, nearest_distinct=None)
     warning = exchange_warning(replace(summary, nearest_distinct=nearest))

@@ -56,7 +56,7 @@ def test_a_childs_end_wakes_whoever_waits_for_another(crew):
 def test_a_silent_child_is_not_waited_for_longer_than_asked(crew):
     member = start(crew, "says_ready_and_waits")
     crew.expect(member, Ready, 60)
-    with pytest.raises(RunFailed, match="said nothing for 0.2 s"):
+    with pytest.raises(RunFailed, match=r"said nothing for 0\.2 s"):
         crew.expect(member, Ready, 0.2)
 
 

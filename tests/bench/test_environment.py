@@ -69,9 +69,7 @@ def test_a_gpus_facts_are_recorded_each_in_its_field():
 def test_without_a_gpu_its_facts_are_none():
     environment = collect(None, {})
     gpu_facts = {
-        name: value
-        for name, value in dataclasses.asdict(environment).items()
-        if name.startswith(("gpu_", "pcie_"))
+        name: value for name, value in dataclasses.asdict(environment).items() if name.startswith(("gpu_", "pcie_"))
     }
     assert gpu_facts.pop("gpu_count") == 0
     assert set(gpu_facts.values()) == {None}
@@ -104,9 +102,7 @@ def test_the_platforms_last_word_is_the_machine():
         pytest.param("CUDA_VISIBLE_DEVICES", "0,1", "0,1", id="CUDA"),
         pytest.param("TORCHINDUCTOR_MAX_AUTOTUNE", "1", "1", id="inductor"),
         pytest.param("TORCH_HOME", "/home/someone/.cache", "(path)", id="a path is hidden"),
-        pytest.param(
-            "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True", id="torch"
-        ),
+        pytest.param("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True", id="torch"),
         pytest.param("OMP_NUM_THREADS", "8", "8", id="OpenMP"),
         pytest.param("MKL_NUM_THREADS", "8", "8", id="MKL"),
         pytest.param("KMP_AFFINITY", "granularity=fine", "granularity=fine", id="Intel's OpenMP"),
@@ -155,16 +151,12 @@ def test_packages_that_are_absent_are_left_out():
         pytest.param({"gpu_power_limit_w": 350.0}, "GPU power limit: 700 W and 350 W", id="power limit"),
         pytest.param({"cpu_model": "Xeon"}, "CPU: Zen 5 and Xeon", id="CPU"),
         pytest.param({"cpu_count": 8}, "CPUs that the run may use: 16 and 8", id="number of CPUs"),
-        pytest.param(
-            {"platform": "Linux 6.1.0 glibc-2.36 aarch64"}, "machine: x86_64 and aarch64", id="architecture"
-        ),
+        pytest.param({"platform": "Linux 6.1.0 glibc-2.36 aarch64"}, "machine: x86_64 and aarch64", id="architecture"),
         pytest.param({"python": "3.13.0"}, "Python: 3.12 and 3.13", id="Python's minor version"),
         pytest.param(
             {"packages": {"torch": "2.12.0", "torchvision": "0.26.0"}}, "torch: 2.11.0 and 2.12.0", id="torch"
         ),
-        pytest.param(
-            {"packages": {"torch": "2.11.0"}}, "torchvision: 0.26.0 and unknown", id="torchvision absent"
-        ),
+        pytest.param({"packages": {"torch": "2.11.0"}}, "torchvision: 0.26.0 and unknown", id="torchvision absent"),
     ],
 )
 def test_what_forbids_a_comparison_is_said_with_both_values(change, reason):

@@ -134,9 +134,7 @@ def test_the_memory_limit_is_what_is_free(needed, refused):
     count=st.integers(1, 60),
     seed=st.integers(0, 9),
 )
-def test_shuffled_batches_hold_distinct_rows_and_differ_while_that_is_possible(
-    distinct, batch_size, count, seed
-):
+def test_shuffled_batches_hold_distinct_rows_and_differ_while_that_is_possible(distinct, batch_size, count, seed):
     distinct = max(distinct, batch_size)
     batches = [tuple(batch) for batch in shuffled(distinct, count, batch_size, seed).tolist()]
     assert len(batches) == count
@@ -171,9 +169,7 @@ def test_files_make_no_more_batches_than_asked_for_and_take_turns_beyond(files, 
 
 def test_a_file_is_cropped_at_its_centre_and_turned_as_its_camera_says(tmp_path):
     picture = Image.new("RGB", (512, 256), "black")
-    picture.paste(
-        "white", (256 - 50, 0, 256 + 50, 256)
-    )  # a vertical bar; the camera says: turn by 90 degrees
+    picture.paste("white", (256 - 50, 0, 256 + 50, 256))  # a vertical bar; the camera says: turn by 90 degrees
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.png", exif=exif)

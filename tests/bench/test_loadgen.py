@@ -141,7 +141,7 @@ def test_silence_ends_the_run_and_says_how_many_were_missing():
 
     client = Silent(lambda index, response: response)
     generator = generator_for(client, num_iters=2, warmup_iters=0, clock=ticking(1000 * MS), stall=5.0)
-    with pytest.raises(RunFailed, match="no answer for 5 s, with [12] of [12] requests unanswered"):
+    with pytest.raises(RunFailed, match=r"no answer for 5 s, with [12] of [12] requests unanswered"):
         generator.run(100, lambda edge: None)
 
 

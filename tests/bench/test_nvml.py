@@ -118,15 +118,9 @@ def test_visible_devices_are_read_as_cuda_does(visible, expected):
         pytest.param({"CUDA_VISIBLE_DEVICES": "2"}, H100S, 2, None, id="hidden"),
         pytest.param({}, UNLIKE, 0, None, id="unlike GPUs without an order"),
         pytest.param({"CUDA_VISIBLE_DEVICES": "1"}, UNLIKE, 0, None, id="unlike GPUs by number"),
-        pytest.param(
-            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, UNLIKE, 1, "GPU-cccc-3", id="unlike GPUs in PCI order"
-        ),
-        pytest.param(
-            {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, UNLIKE, 1, None, id="unlike GPUs in order of speed"
-        ),
-        pytest.param(
-            {"CUDA_VISIBLE_DEVICES": "GPU-cccc-3"}, UNLIKE, 0, "GPU-cccc-3", id="unlike GPUs by UUID"
-        ),
+        pytest.param({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, UNLIKE, 1, "GPU-cccc-3", id="unlike GPUs in PCI order"),
+        pytest.param({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, UNLIKE, 1, None, id="unlike GPUs in order of speed"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "GPU-cccc-3"}, UNLIKE, 0, "GPU-cccc-3", id="unlike GPUs by UUID"),
     ],
 )
 def test_cuda_index_finds_its_gpu_or_none(environ, gpus, index, expected):

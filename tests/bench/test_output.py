@@ -20,9 +20,13 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_stays_when_the_block_raises(tmp_path, error):
-    with pytest.raises(error), output_folder(tmp_path / "run", overwrite=False) as folder:
-        (folder / "a").write_text("1")
-        raise error
+    def write_and_raise():
+        with output_folder(tmp_path / "run", overwrite=False) as folder:
+            (folder / "a").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        write_and_raise()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,9 +62,7 @@ def test_a_compiled_configuration_is_answered_eagerly(tmp_path):
     ("forward", "part"),
     [
         pytest.param("x @ x.nothing", "AttributeError", id="raises"),
-        pytest.param(
-            "x.reshape(7, -1)", r"fails on rows of shape \[10, 3, 32, 32\]", id="does not suit the rows"
-        ),
+        pytest.param("x.reshape(7, -1)", r"fails on rows of shape \[10, 3, 32, 32\]", id="does not suit the rows"),
         pytest.param("(x, x)", "returned a tuple of 2; it must return one tensor", id="a tuple"),
         pytest.param("{'logits': x}", "returned a dict of 1", id="a dictionary"),
         pytest.param("None", "returned a NoneType", id="nothing"),

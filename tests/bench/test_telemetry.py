@@ -195,9 +195,7 @@ def test_a_mark_is_answered_before_the_next_poll(scene):
     assert answered == [True]
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("open",), ("close",)], ids=["never opened", "never closed", "only closed"]
-)
+@pytest.mark.parametrize("words", [(), ("open",), ("close",)], ids=["never opened", "never closed", "only closed"])
 def test_stop_without_a_whole_window_gives_an_activity_of_nones(scene, words):
     for word in words:
         scene.window.send(word)
@@ -261,12 +259,8 @@ CLOSED = End(at_ns=200, cpu=CpuTimes(1.0, 8.0), energy_mj=8000)
 def test_samples_outside_the_window_are_ignored_and_its_ends_belong_to_it():
     samples = [
         sample(99, gpu_utilization_pct=100.0, gpu_memory_used_bytes=9, sm_clock_mhz=1, throttle_reasons=0x8),
-        sample(
-            100, gpu_utilization_pct=20.0, gpu_memory_used_bytes=5, sm_clock_mhz=500, throttle_reasons=0x4
-        ),
-        sample(
-            200, gpu_utilization_pct=40.0, gpu_memory_used_bytes=4, sm_clock_mhz=700, throttle_reasons=0x40
-        ),
+        sample(100, gpu_utilization_pct=20.0, gpu_memory_used_bytes=5, sm_clock_mhz=500, throttle_reasons=0x4),
+        sample(200, gpu_utilization_pct=40.0, gpu_memory_used_bytes=4, sm_clock_mhz=700, throttle_reasons=0x40),
         sample(201, gpu_utilization_pct=100.0, gpu_memory_used_bytes=9, sm_clock_mhz=1, throttle_reasons=0x8),
     ]
     activity = summarise(samples, OPENED, CLOSED, GpmMetrics())
@@ -312,9 +306,7 @@ GPM = GpmMetrics(interval_s=2.0, tensor_activity_pct=30.0, sm_activity_pct=60.0,
         pytest.param(
             GPM,
             1.0,
-            GpmMetrics(
-                interval_s=1.0, tensor_activity_pct=60.0, sm_activity_pct=100.0, pcie_rx_bytes_per_s=2e9
-            ),
+            GpmMetrics(interval_s=1.0, tensor_activity_pct=60.0, sm_activity_pct=100.0, pcie_rx_bytes_per_s=2e9),
             id="half as long: twice as much, 100 % at most",
         ),
         pytest.param(GPM, 2.0, GPM, id="as long: the same"),
@@ -389,9 +381,7 @@ class Spawned:
         context = multiprocessing.get_context("spawn")
         self.window, window = context.Pipe()
         self.report, report = context.Pipe()
-        job = TelemetryJob(
-            window=window, report=report, gpu_index=None, interval_s=0.01, samples_path=samples_path
-        )
+        job = TelemetryJob(window=window, report=report, gpu_index=None, interval_s=0.01, samples_path=samples_path)
         self.process = context.Process(target=run_telemetry, args=(job,))
         self.process.start()
         window.close()

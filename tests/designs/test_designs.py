@@ -142,9 +142,7 @@ def test_an_answer_that_cannot_be_copied_out_is_told():
 
     for config in DESIGNS.values():
         endpoint = ListEndpoint(batches(3))
-        make_design(config).serve(
-            endpoint, HostDevice(), lambda: lambda inputs: inputs.as_subclass(Unreadable)
-        )
+        make_design(config).serve(endpoint, HostDevice(), lambda: lambda inputs: inputs.as_subclass(Unreadable))
         assert sorted(endpoint.errors) == [0, 1, 2]
 
 

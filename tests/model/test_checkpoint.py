@@ -46,9 +46,7 @@ def breaks(url, target):
     [
         ("resnet18", "resnet18-f37072fd.pth"),
         pytest.param("resnet50", "resnet50-0676ba61.pth", id="the first of two versions"),
-        pytest.param(
-            "vit_h_14", "vit_h_14_swag-80465313.pth", id="the default where there is no first version"
-        ),
+        pytest.param("vit_h_14", "vit_h_14_swag-80465313.pth", id="the default where there is no first version"),
     ],
 )
 def test_the_published_file(name, file):
@@ -111,9 +109,7 @@ def test_a_whole_download_takes_its_place(tmp_path):
     assert (tmp_path / name).read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "url", ["file:///no/such/file.pth", "nonsense"], ids=["nothing there", "not an address"]
-)
+@pytest.mark.parametrize("url", ["file:///no/such/file.pth", "nonsense"], ids=["nothing there", "not an address"])
 def test_a_fetch_that_fails_says_why(tmp_path, url):
     with (tmp_path / "target").open("wb") as target, pytest.raises(DownloadError, match="download failed"):
         fetch(url, target)
@@ -142,15 +138,11 @@ def test_making_random_weights_leaves_the_global_generator_alone(tmp_path):
     ("name", "size"),
     [
         pytest.param("resnet18", 64, id="batch norm"),
-        pytest.param(
-            "efficientnet_b0", 128, id="batch norm whose rounding errors grow to 5e-4 badly calibrated"
-        ),
+        pytest.param("efficientnet_b0", 128, id="batch norm whose rounding errors grow to 5e-4 badly calibrated"),
         pytest.param(WITH_BATCH_NORM, 64, id="batch norm whose answers agree to 5e-6 uncalibrated"),
     ],
 )
-def test_random_weights_answer_different_photographs_differently_and_exactly(
-    tmp_path, photographs, name, size
-):
+def test_random_weights_answer_different_photographs_differently_and_exactly(tmp_path, photographs, name, size):
     path = tmp_path / "random.pth"
     make_random_checkpoint(name, path, 0)
     model = load_model(config(tmp_path, name), path, torch.device("cpu"), lambda _stage: None)

@@ -34,9 +34,7 @@ def test_names_are_matched_by_order():
     ("theirs", "part"),
     [
         pytest.param(tensors(a__weight=(2,)), "1 tensors where the model has 2", id="too few"),
-        pytest.param(
-            tensors(a__weight=(3,), a__bias=(2,)), r"a.weight \[3\] stands where b.weight \[2\]", id="shape"
-        ),
+        pytest.param(tensors(a__weight=(3,), a__bias=(2,)), r"a.weight \[3\] stands where b.weight \[2\]", id="shape"),
         pytest.param(tensors(a__bias=(2,), a__weight=(2,)), "a.bias .* stands where b.weight", id="order"),
     ],
 )

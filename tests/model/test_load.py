@@ -120,9 +120,7 @@ def with_another_shape(state):
     [
         pytest.param(without_one, ["1 missing (features.0.weight)"], id="a missing key"),
         pytest.param(with_others, ["5 unexpected (extra.0, extra.1, extra.2, ...)"], id="unexpected keys"),
-        pytest.param(
-            with_another_shape, ["1 mis-shaped (features.0.bias [7] instead of [64])"], id="another shape"
-        ),
+        pytest.param(with_another_shape, ["1 mis-shaped (features.0.bias [7] instead of [64])"], id="another shape"),
         pytest.param(lambda _state: {}, ["missing"], id="an empty dictionary"),
         pytest.param(
             lambda state: {"state_dict": state, "epoch": 3}, ["state_dict, epoch"], id="a training checkpoint"

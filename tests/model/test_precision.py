@@ -15,9 +15,7 @@ def _restored() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.parametrize(
-    ("asked", "convolutions_and_matrices"), [("tf32", (True, False)), ("float32", (False, False))]
-)
+@pytest.mark.parametrize(("asked", "convolutions_and_matrices"), [("tf32", (True, False)), ("float32", (False, False))])
 def test_precision_is_set_and_read_back_without_a_warning(asked, convolutions_and_matrices):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

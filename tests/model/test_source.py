@@ -17,9 +17,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("resnet18", "torchvision"), ("efficientnet_lite0", "efficientnet_lite0")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("resnet18", "torchvision"), ("efficientnet_lite0", "efficientnet_lite0")])
 def test_known_names(name, kind):
     source = resolve(name)
     assert (source.name, source.kind) == (name, kind)
@@ -60,9 +58,7 @@ def test_a_callable_of_a_file(tmp_path):
 
 def test_a_file_may_import_its_neighbour_also_late_and_leaves_the_path_as_it_was(tmp_path):
     (tmp_path / "neighbour_of_mine.py").write_text("from torch.nn import Identity\n")
-    path = write(
-        tmp_path, "def make():\n    import neighbour_of_mine\n    return neighbour_of_mine.Identity()\n"
-    )
+    path = write(tmp_path, "def make():\n    import neighbour_of_mine\n    return neighbour_of_mine.Identity()\n")
     before = list(sys.path)
     assert isinstance(resolve(f"{path}:make").build(), nn.Identity)
     assert sys.path == before
@@ -75,9 +71,7 @@ def test_a_file_may_import_its_neighbour_also_late_and_leaves_the_path_as_it_was
         pytest.param("import nowhere_at_all\n", ["nowhere_at_all", "line 1 of mine.py"], id="missing import"),
         pytest.param("x = 1\n\ndef make(:\n", ["SyntaxError", "line 3 of mine.py"], id="syntax error"),
         pytest.param("import sys\nsys.exit(3)\n", ["SystemExit: 3", "line 2"], id="exits"),
-        pytest.param(
-            "def made(): ...\n", ["make is not defined", "did you mean made"], id="no such callable"
-        ),
+        pytest.param("def made(): ...\n", ["make is not defined", "did you mean made"], id="no such callable"),
         pytest.param("make = 3\n", ["make is not callable"], id="not callable"),
     ],
 )
@@ -101,9 +95,7 @@ def test_a_bad_file_is_refused_with_cause_and_line(tmp_path, text, parts):
             id="raises in a library: the user's line is named",
         ),
         pytest.param("def make(size): ...\n", ["without arguments", "size"], id="wants arguments"),
-        pytest.param(
-            "def make():\n    return [1]\n", ["returned list", "torch.nn.Module"], id="no module returned"
-        ),
+        pytest.param("def make():\n    return [1]\n", ["returned list", "torch.nn.Module"], id="no module returned"),
     ],
 )
 def test_a_bad_callable_is_refused_when_it_builds(tmp_path, text, parts):

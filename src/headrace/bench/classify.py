@@ -40,9 +40,7 @@ def classify_config(photographs: Sequence[Path], device: str, design: DesignConf
     )
 
 
-def read_labels(
-    photographs: Sequence[Path], answers: npt.NDArray[np.float32], names: Sequence[str]
-) -> list[Labelled]:
+def read_labels(photographs: Sequence[Path], answers: npt.NDArray[np.float32], names: Sequence[str]) -> list[Labelled]:
     """Return labels from the measured answers, [requests, 1, classes] of logits, the last `len(photographs)` of them.
 
     Requests take turns with the photographs, so the first phases used up one whole turn.
@@ -50,10 +48,7 @@ def read_labels(
     measured = answers[-len(photographs) :, 0].astype(np.float64)
     weights = np.exp(measured - measured.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
-    return [
-        Labelled(photograph, _best(row, names))
-        for photograph, row in zip(photographs, probabilities, strict=True)
-    ]
+    return [Labelled(photograph, _best(row, names)) for photograph, row in zip(photographs, probabilities, strict=True)]
 
 
 def _best(probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> tuple[Label, ...]:

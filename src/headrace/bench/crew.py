@@ -104,9 +104,7 @@ class Crew:
         if code:
             signal = -code if code < 0 else code - 128
             how = f"was killed by signal {signal}" if signal > 0 else f"ended with exit code {code}"
-            raise RunFailed(
-                f"the {member.name} process {how} in the middle of the run; the run does not count"
-            )
+            raise RunFailed(f"the {member.name} process {how} in the middle of the run; the run does not count")
 
     def stop(self) -> None:
         """End every child that is still there. Safe to call at any time."""

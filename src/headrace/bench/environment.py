@@ -168,9 +168,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = [git, "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True, env=environ
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True, env=environ)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -19,7 +19,7 @@ import torch
 from headrace.bench import answers, in_flight
 from headrace.bench.inputs import Inputs, make_inputs
 from headrace.bench.jobs import Go, LoadDone, LoadJob
-from headrace.bench.record import PHASES, STATUSES, Records, empty_records
+from headrace.bench.record import PHASES, STATUSES, empty_records
 from headrace.bench.summary import AnswerCheck
 from headrace.clock import Clock, now_ns
 from headrace.config import LoadConfig
@@ -53,9 +53,7 @@ def run_load_generator(job: LoadJob) -> None:
     """Prepare, wait for the word, send, verify, report. The target of the process."""
     become_child()
     if job.backend_on_cpu:
-        torch.set_num_threads(
-            1
-        )  # the cores are the backend's; else they all copy into shared memory, as published
+        torch.set_num_threads(1)  # the cores are the backend's; else they all copy into shared memory, as published
     try:
         plan = plan_phases(job.load)
         inputs = make_inputs(job.inputs, len(plan))
@@ -94,9 +92,7 @@ def _mark_window(window: Connection, edge: str) -> None:
         return
 
 
-def _verify(
-    job: LoadJob, reference: Path, generator: Generator, inputs: Inputs, notes: tuple[str, ...]
-) -> LoadDone:
+def _verify(job: LoadJob, reference: Path, generator: Generator, inputs: Inputs, notes: tuple[str, ...]) -> LoadDone:
     """Compare every answer with the reference and mark the wrong ones in the records."""
     records, given = generator.records, generator.answers
     check: AnswerCheck | None = None
@@ -168,9 +164,7 @@ class Generator:
         credits_left = threading.Semaphore(max_in_flight)
         stop = threading.Event()
         self.records["scheduled_ns"][indexes] = self._clock()
-        sender = threading.Thread(
-            target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True
-        )
+        sender = threading.Thread(target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True)
         sender.start()
         try:
             self._receive(len(indexes), credits_left)
@@ -178,9 +172,7 @@ class Generator:
             stop.set()
             sender.join()
 
-    def _send(
-        self, indexes: npt.NDArray[np.intp], credits_left: threading.Semaphore, stop: threading.Event
-    ) -> None:
+    def _send(self, indexes: npt.NDArray[np.intp], credits_left: threading.Semaphore, stop: threading.Event) -> None:
         for index in indexes.tolist():
             while not credits_left.acquire(timeout=POLL_S):
                 if stop.is_set():
@@ -224,7 +216,7 @@ class Generator:
         self._keep(index, response.output)
 
     def _keep(self, index: int, output: Tensor) -> None:
-        """Copy the answer out of its shared memory, which goes back to the system, into memory made at the first one."""
+        """Copy the answer out of its shared memory, which goes back to the system, to memory made at the first one."""
         if self.answers is None:
             self.answers = np.zeros((len(self.records), *output.shape), dtype=np.float32)
             self.answers.fill(np.nan)

@@ -47,9 +47,7 @@ _NOT_THROTTLING = 0x1 | 0x2
 class GpuState:
     """One poll."""
 
-    utilization_pct: float | None = (
-        None  # share of NVML's own sample period (up to 1 s) with any kernel running
-    )
+    utilization_pct: float | None = None  # share of NVML's own sample period (up to 1 s) with any kernel running
     memory_used_bytes: int | None = None  # by every process; without what the driver reserves
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -117,9 +115,7 @@ def throttle_words(mask: int) -> tuple[str, ...]:
     """Name the reasons in a bit mask, lowest bit first, without those that are no throttling."""
     bits = (1 << position for position in range(mask.bit_length()))
     return tuple(
-        THROTTLE_WORDS.get(bit, f"unknown_{bit:#x}")
-        for bit in bits
-        if mask & bit and not bit & _NOT_THROTTLING
+        THROTTLE_WORDS.get(bit, f"unknown_{bit:#x}") for bit in bits if mask & bit and not bit & _NOT_THROTTLING
     )
 
 
@@ -134,15 +130,11 @@ def open_gpu(cuda_index: int, uuid: str | None = None) -> NvmlGpu | None:
     return find_gpu(pynvml, cuda_index, uuid, os.environ)
 
 
-def find_gpu(
-    nvml: ModuleType, cuda_index: int, uuid: str | None, environ: Mapping[str, str]
-) -> NvmlGpu | None:
+def find_gpu(nvml: ModuleType, cuda_index: int, uuid: str | None, environ: Mapping[str, str]) -> NvmlGpu | None:
     """Do what `open_gpu` says, by this `pynvml` and in this environment."""
     try:
         nvml.nvmlInit()
-    except (
-        nvml.NVMLError
-    ):  # no library, no driver, no permission: all mean that this machine has no NVML for us
+    except nvml.NVMLError:  # no library, no driver, no permission: all mean that this machine has no NVML for us
         return None
     if uuid is None:
         uuid = cuda_uuid(cuda_index, environ, _list_devices(nvml))
@@ -345,9 +337,7 @@ class NvmlGpu:
             return [None] * len(ids)
         answers = [question.metrics[place] for place in range(len(ids))]
         values = [float(each.value) if each.nvmlReturn == nvml.NVML_SUCCESS else None for each in answers]
-        return (
-            [None] * len(ids) if any(value is not None and math.isnan(value) for value in values) else values
-        )
+        return [None] * len(ids) if any(value is not None and math.isnan(value) for value in values) else values
 
     def _throttle_reasons(self) -> int | None:
         """Drivers before 535 know the question by its older name only."""

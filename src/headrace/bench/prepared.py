@@ -55,9 +55,7 @@ def store(folder: Path, name: str, prepared: Prepared) -> None:
         partial.write_bytes(msgspec.json.encode(prepared))
         partial.rename(folder / f"{name}.json")
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror}); free space or name another"
-        ) from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); free space or name another") from error
 
 
 def _same_checkpoint(prepared: Prepared) -> bool:

@@ -45,9 +45,7 @@ class RichWatcher:
 
     def stage(self, text: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(
-                f"[{(now_ns() - self._start_ns) / 1e9:6.1f} s] {text}", highlight=False, markup=False
-            )
+            self._console.print(f"[{(now_ns() - self._start_ns) / 1e9:6.1f} s] {text}", highlight=False, markup=False)
         elif self._task is None:
             self._task = self._bar.add_task(text, total=None)
         else:

@@ -45,7 +45,8 @@ def empty_records(count: int) -> Records:
 
 
 def measured(records: Records) -> Records:
-    return records[records["phase"] == PHASES.index("measured")]
+    chosen: Records = records[records["phase"] == PHASES.index("measured")]
+    return chosen
 
 
 def write_records(records: Records, path: Path) -> None:

@@ -40,13 +40,10 @@ def _answer(model: nn.Module, rows: Tensor, device: torch.device) -> Tensor:
             " it must take float32 images [rows, 3, height, width] (see --image-size)"
         ) from error
     if not isinstance(output, Tensor):
-        raise ModelError(
-            f"the model returned {_content(output)}; it must return one tensor, a row for every row"
-        )
+        raise ModelError(f"the model returned {_content(output)}; it must return one tensor, a row for every row")
     if output.ndim == 0 or len(output) != len(rows):
         raise ModelError(
-            f"the model returned shape {list(output.shape)} to {len(rows)} rows;"
-            " its first dimension must be the rows"
+            f"the model returned shape {list(output.shape)} to {len(rows)} rows; its first dimension must be the rows"
         )
     return output.float().cpu()
 

@@ -56,9 +56,7 @@ class RunFiles:
     output_dir: Path
     overwrite: bool = False
     reference_cache: Path | None = None  # folder of reference answers that runs of a sweep share
-    exclusive: Path | None = (
-        None  # lock file; runs that share it prepare side by side, and measure one at a time
-    )
+    exclusive: Path | None = None  # lock file; runs that share it prepare side by side, and measure one at a time
 
 
 def run_benchmark(config: RunConfig, files: RunFiles, command: Sequence[str], watcher: Watcher) -> RunSummary:
@@ -113,9 +111,7 @@ class _Run:
             for path in self._folder.glob("prepared-*"):
                 path.unlink()
         if self._config.profile:
-            trace.add_requests(
-                self._folder / "trace.json", reported.load.records, reported.host.wall_clock_offset_ns
-            )
+            trace.add_requests(self._folder / "trace.json", reported.load.records, reported.host.wall_clock_offset_ns)
         return reported
 
     def _execute(self) -> _Reported:
@@ -136,9 +132,7 @@ class _Run:
         self._watcher.stage("finishing")
         host_done = self._crew.expect(host, HostDone, None if self._config.profile else END_TIMEOUT_S)
         telemetry.report.send("stop")
-        return _Reported(
-            ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S)
-        )
+        return _Reported(ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -174,9 +168,7 @@ class _Run:
                 inputs=config.inputs,
                 load=config.load,
                 backend_on_cpu=device_type == "cpu",
-                tolerance=answers.tolerance(
-                    device_type, config.model.precision, compiled=config.model.compile
-                ),
+                tolerance=answers.tolerance(device_type, config.model.precision, compiled=config.model.compile),
                 queues=self._queues,
                 report=report,
                 window=to_telemetry,
@@ -259,10 +251,11 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
     The word to go may reach the backend just before the first request is issued; what it did by then counts as 0.
     """
     first = records[0]
-    steps = list(host.marks) + [
+    steps = (
+        *host.marks,
         ("first forward", int(first["computed_ns"])),
         ("answer", int(first["completed_ns"])),
-    ]
+    )
     parts: dict[str, float] = {}
     previous_ns = int(first["issued_ns"])
     for name, at_ns in steps:
@@ -318,9 +311,7 @@ def _error(load: LoadDone, metrics: stats.Metrics) -> str | None:
     if wrong:
         check = load.check
         size = (
-            f"; the largest relative error is {check.max_error:.3g}, allowed is {check.tolerance:.3g}"
-            if check
-            else ""
+            f"; the largest relative error is {check.max_error:.3g}, allowed is {check.tolerance:.3g}" if check else ""
         )
         return f"{wrong} of {len(load.records)} answers are not the eager model's{size}; the run has no throughput"
     if metrics.errors:

@@ -32,7 +32,7 @@ class Distribution:
 
     @classmethod
     def of(cls, nanoseconds: npt.NDArray[np.int64]) -> Distribution:
-        """Summarise at least one value. The mean is taken in float64: a sum of int64 nanoseconds would overflow late."""
+        """Summarise at least one value. The mean is taken in float64: a sum of int64 nanoseconds can overflow."""
         values = nanoseconds.astype(np.float64) / NS_PER_S
         p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99])
         return cls(

@@ -23,14 +23,14 @@ FILE_NAME = "summary.json"
 class Activity:
     """What the devices did from just before the first measured request was issued to just after the last answer.
 
-    Percentages are 0 to 100. Sources: NVML's GPM metrics (deltas of two samples at the ends of the interval), NVML's
-    total energy counter (delta), the kernel's CPU times (delta); the rest is polled within the interval.
+    Percentages are 0 to 100. Sources: NVML's GPM metrics (deltas of two samples, at the driver's refreshes just outside
+    the interval, referred to the interval's length), NVML's energy counter (delta; None below 1 s, since it moves every
+    100 ms), the kernel's CPU times (delta); the rest is polled within the interval. NVML's own utilization and throttle
+    reasons lag, and may tell of the time before an interval shorter than half a second.
     """
 
     interval_s: float | None = None  # true length between the two end samples
-    gpu_utilization_pct: float | None = (
-        None  # mean of NVML utilization.gpu: share of time with any kernel running
-    )
+    gpu_utilization_pct: float | None = None  # mean of NVML utilization.gpu: share of time with any kernel running
     gpu_utilization_samples: int = 0
     sm_activity_pct: float | None = None
     sm_occupancy_pct: float | None = None
@@ -49,15 +49,13 @@ class Activity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCheck:
-    """How the answers compared with the eager model's answers to the same rows, made by another process before the run."""
+    """How the answers compared with the eager model's to the same rows, made by another process before the run."""
 
     checked_rows: int
     wrong_rows: int
     tolerance: float  # largest relative L2 error of a row that counts as right
     max_error: float  # largest seen
-    nearest_distinct: (
-        float | None
-    )  # relative L2 distance of the two most alike reference answers: errors below half of
+    nearest_distinct: float | None  # relative L2 distance of the two most alike reference answers: errors below half of
     # it can be told from an exchanged row; None with one row
 
 
@@ -129,9 +127,7 @@ def load_summary(run_dir: Path) -> RunSummary:
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunSummary, dec_hook=_from_text)
     except OSError as error:
-        raise OutputError(
-            f"{path}: no run summary there ({error.strerror}); name a run's output folder"
-        ) from error
+        raise OutputError(f"{path}: no run summary there ({error.strerror}); name a run's output folder") from error
     except msgspec.MsgspecError as error:
         raise OutputError(
             f"{path}: not a run summary of version {SCHEMA_VERSION} ({error}); measure again with this Headrace"

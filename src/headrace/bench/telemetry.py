@@ -27,9 +27,7 @@ from headrace.errors import HeadraceError, OutputError
 from headrace.processes import ChildFailed, Ready, become_child
 
 Number = TypeVar("Number", int, float)
-ENERGY_MIN_S = (
-    1.0  # the counter moves once in 0.1 s (H100): below this, its steps are over a tenth of the answer
-)
+ENERGY_MIN_S = 1.0  # the counter moves once in 0.1 s (H100): below this, its steps are over a tenth of the answer
 # multiprocessing.connection.wait: those that can be read or have ended; none of them after so many seconds.
 Wait: TypeAlias = Callable[[list[Connection], float], list[Connection]]
 

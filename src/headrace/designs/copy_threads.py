@@ -148,15 +148,19 @@ class _Stages:
 
     def respond(self, batch: _Batch) -> None:
         batch.compute_recorded.acquire()
+        if batch.error is not None:
+            self._endpoint.fail(batch.request, batch.error)
+            return
         try:
-            if batch.error is not None:
-                raise batch.error
-            assert batch.output is not None
-            self._d2h_stream.wait(batch.compute_done)
-            with self._d2h_stream.use():
-                self._d2h_stream.keeps(batch.output)
-                output = batch.output.cpu()
+            output = self._copy_d2h(batch)
         except Exception as error:  # noqa: BLE001  whatever it is, its request is told
             self._endpoint.fail(batch.request, error)
         else:
             self._endpoint.respond(batch.request, output)
+
+    def _copy_d2h(self, batch: _Batch) -> Tensor:
+        assert batch.output is not None
+        self._d2h_stream.wait(batch.compute_done)
+        with self._d2h_stream.use():
+            self._d2h_stream.keeps(batch.output)
+            return batch.output.cpu()

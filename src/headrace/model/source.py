@@ -102,9 +102,7 @@ def _callable_source(name: str) -> ModelSource:
 
 def _import_file(name: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise ModelError(
-            f"--model {name}: there is no file {path}; name an existing Python file before the colon"
-        )
+        raise ModelError(f"--model {name}: there is no file {path}; name an existing Python file before the colon")
     spec = importlib.util.spec_from_file_location(f"_headrace_model_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise ModelError(f"--model {name}: {path} is not a Python file; its name must end in .py")

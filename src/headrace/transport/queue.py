@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.multiprocessing  # noqa: F401  registers how tensors cross a queue
+import torch.multiprocessing
 
 from headrace.clock import now_ns
 from headrace.processes import describe

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.bench.plan import FILE_NAME, Plan, SweepConfig, differing_options, left_out, load_plan, plan
 from headrace.bench.summary import encode
 from headrace.config import DESIGN_NAMES
 from headrace.errors import InvalidOption, OutputError
+from headrace.study.plan import FILE_NAME, Plan, SweepConfig, differing_options, left_out, load_plan, plan
 
 SMALL = SweepConfig(designs=("original", "h2d_d2h_threads"), workers=(1, 2), batch_sizes=(1, 32), repeats=3)
 
@@ -35,9 +35,7 @@ def test_each_block_holds_every_valid_cell_once(config):
     cells = [(run.design, run.num_workers, run.batch_size, run.compile) for run in runs]
     per_block = len(runs) // config.repeats
     blocks = [cells[i : i + per_block] for i in range(0, len(cells), per_block)]
-    assert [run.repeat for run in runs] == [
-        repeat for repeat in range(config.repeats) for _ in range(per_block)
-    ]
+    assert [run.repeat for run in runs] == [repeat for repeat in range(config.repeats) for _ in range(per_block)]
     assert all(Counter(block) == Counter(blocks[0]) for block in blocks)
     assert len(set(blocks[0])) == per_block
     assert len({run.name for run in runs}) == len(runs)
@@ -67,9 +65,7 @@ def test_more_repeats_keep_the_order_of_the_first_blocks():
 
 
 def test_names_are_readable():
-    config = SweepConfig(
-        designs=("h2d_d2h_threads",), workers=(2,), batch_sizes=(32,), compile=(False,), repeats=1
-    )
+    config = SweepConfig(designs=("h2d_d2h_threads",), workers=(2,), batch_sizes=(32,), compile=(False,), repeats=1)
     assert [run.name for run in plan(config)] == ["r0-b032-eager-h2d_d2h_threads-w2"]
     assert plan(config)[0].experiment == "2_predict_workers"
 

@@ -13,12 +13,12 @@ from statistics import fmean
 from typing import Literal, TypeAlias
 
 from headrace.bench.environment import differences as environment_differences
-from headrace.bench.finished import Differences, counts, has_wrong_answers, machine, unlike
-from headrace.bench.published import Claim, PublishedRow, claims, find, load_published
 from headrace.bench.summary import RunSummary
-from headrace.bench.verdict import FEW_RUNS, interval_of
-from headrace.bench.welch import Moments, RatioInterval, p_value
 from headrace.errors import IncomparableRuns
+from headrace.study.finished import Differences, counts, has_wrong_answers, machine, unlike
+from headrace.study.published import Claim, PublishedRow, claims, find, load_published
+from headrace.study.verdict import FEW_RUNS, interval_of
+from headrace.study.welch import Moments, RatioInterval, p_value
 
 Verdict: TypeAlias = Literal["held", "did not hold", "could not be told"]
 VERDICTS: tuple[Verdict, ...] = ("held", "did not hold", "could not be told")
@@ -68,9 +68,7 @@ def judge_all(runs: Sequence[RunSummary]) -> list[Finding]:
     return [judge(claim, size, good, published) for claim in claims() for size in claim.batch_sizes]
 
 
-def judge(
-    claim: Claim, batch_size: int, runs: Sequence[RunSummary], published: Sequence[PublishedRow]
-) -> Finding:
+def judge(claim: Claim, batch_size: int, runs: Sequence[RunSummary], published: Sequence[PublishedRow]) -> Finding:
     """Try one claim at one batch size, by runs that count."""
     published_base, published_candidate = (
         find(published, name, batch_size, compiled=claim.compile) for name in (claim.base, claim.candidate)
@@ -117,15 +115,9 @@ def render_findings(runs: Sequence[RunSummary], differences: Differences = envir
     return "\n\n".join(parts) + "\n"
 
 
-def _select(
-    runs: Iterable[RunSummary], experiment: str, batch_size: int, *, compiled: bool
-) -> list[RunSummary]:
+def _select(runs: Iterable[RunSummary], experiment: str, batch_size: int, *, compiled: bool) -> list[RunSummary]:
     wanted = (experiment, batch_size, compiled)
-    return [
-        run
-        for run in runs
-        if (run.experiment, run.options.inputs.batch_size, run.options.model.compile) == wanted
-    ]
+    return [run for run in runs if (run.experiment, run.options.inputs.batch_size, run.options.model.compile) == wanted]
 
 
 def _verdict(claim: Claim, interval: RatioInterval | None) -> Verdict:
@@ -183,9 +175,7 @@ def _where(findings: Sequence[Finding]) -> str:
 
 def _chance(findings: Sequence[Finding]) -> str:
     judged = [finding for finding in findings if finding.interval is not None]
-    totals = ", ".join(
-        f"{sum(item.verdict == verdict for item in findings)} {verdict}" for verdict in VERDICTS
-    )
+    totals = ", ".join(f"{sum(item.verdict == verdict for item in findings)} {verdict}" for verdict in VERDICTS)
     return (
         f"Of {len(findings)} trials: {totals}. {len(judged)} had enough runs for an interval; at 95 %, about"
         " 1 in 20 comparisons of things that do not differ looks like a difference by chance. Trials share"
@@ -249,9 +239,7 @@ def _sizes(findings: Sequence[Finding]) -> Iterator[str]:
             continue
         there = _change(finding.published_base, finding.published_candidate)
         here = (
-            f"{fmean(finding.candidate) - fmean(finding.base):+.3f}"
-            if finding.base and finding.candidate
-            else "none"
+            f"{fmean(finding.candidate) - fmean(finding.base):+.3f}" if finding.base and finding.candidate else "none"
         )
         yield ""
         yield (

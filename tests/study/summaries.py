@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from headrace.bench.plan import PlannedRun
 from headrace.bench.stats import Distribution, Metrics
 from headrace.bench.summary import (
     FILE_NAME,
@@ -18,6 +17,7 @@ from headrace.bench.summary import (
     encode,
 )
 from headrace.config import DesignConfig, DesignName, InputConfig, LoadConfig, ModelConfig, RunConfig
+from headrace.study.plan import PlannedRun
 
 GPU = Environment(
     headrace="0.1.0",
@@ -50,9 +50,7 @@ def distribution(mean: float) -> Distribution:
     )
 
 
-def metrics(
-    *, warmup: float = 5.0, latency: float = 2.0, throughput: float | None = 1000.0, wrong: int = 0
-) -> Metrics:
+def metrics(*, warmup: float = 5.0, latency: float = 2.0, throughput: float | None = 1000.0, wrong: int = 0) -> Metrics:
     answered = throughput is not None
     return Metrics(
         requests=100,

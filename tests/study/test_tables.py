@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.bench.finished import CellKey, MissingRun, counts, machine, unlike, write_atomically
-from headrace.bench.plan import PlannedRun
 from headrace.bench.summary import Activity, AnswerCheck
-from headrace.bench.tables import MEANING, render_all, render_csv, render_table, write_tables
 from headrace.config import DESIGN_NAMES
 from headrace.errors import IncomparableRuns, OutputError
-from tests.bench.summaries import GPU, TORCH, metrics, summary
+from headrace.study.finished import CellKey, MissingRun, counts, machine, unlike, write_atomically
+from headrace.study.plan import PlannedRun
+from headrace.study.tables import MEANING, render_all, render_csv, render_table, write_tables
+from tests.study.summaries import GPU, TORCH, metrics, summary
 
 KEY = CellKey(compile=False, batch_size=32)
 
@@ -70,9 +70,7 @@ def test_writing_again_replaces(tmp_path):
 
 
 def test_a_run_without_a_summary_is_counted_and_told():
-    planned = PlannedRun(
-        name="r0-lost", design="executor", num_workers=1, batch_size=64, compile=False, repeat=0
-    )
+    planned = PlannedRun(name="r0-lost", design="executor", num_workers=1, batch_size=64, compile=False, repeat=0)
     text = render_all([summary()], [MissingRun(planned=planned, error="killed by SIGKILL")])
     assert "Runs per row: executor 0 (1 failed, not averaged in)." in text
     assert "- r0-lost: killed by SIGKILL" in text
@@ -144,9 +142,7 @@ def test_unlike_runs_are_refused(tmp_path, other, told):
         pytest.param(summary(environment=replace(GPU, git_revision="other")), id="revision"),
         pytest.param(replace(summary(), torch=None), id="torch's facts unknown"),
         pytest.param(replace(summary(), torch=replace(TORCH, threads=4)), id="threads per worker"),
-        pytest.param(
-            replace(summary(), options=replace(summary().options, device="cuda:1")), id="number of the GPU"
-        ),
+        pytest.param(replace(summary(), options=replace(summary().options, device="cuda:1")), id="number of the GPU"),
     ],
 )
 def test_what_is_compared_may_differ(other):
@@ -174,9 +170,7 @@ def test_the_environments_differences_are_asked_for_every_run():
         pytest.param(
             replace(
                 summary(),
-                answers=AnswerCheck(
-                    checked_rows=9, wrong_rows=1, tolerance=0.1, max_error=1, nearest_distinct=None
-                ),
+                answers=AnswerCheck(checked_rows=9, wrong_rows=1, tolerance=0.1, max_error=1, nearest_distinct=None),
             ),
             False,
             id="a wrong row",

@@ -15,8 +15,8 @@ from types import FrameType
 
 import psutil
 
-from headrace.bench.plan import PlannedRun, SweepConfig
 from headrace.errors import OutputError, RunFailed
+from headrace.study.plan import PlannedRun, SweepConfig
 
 CommandBuilder = Callable[[PlannedRun, Path], Sequence[str]]
 
@@ -69,9 +69,7 @@ class SubprocessExecutor:
                 code = child.wait(self.time_limit_s)
             except subprocess.TimeoutExpired:
                 self._stop(child)
-                return (
-                    f"stopped after {self.time_limit_s:g} s, the limit of a run; raise it with --run-timeout"
-                )
+                return f"stopped after {self.time_limit_s:g} s, the limit of a run; raise it with --run-timeout"
             except BaseException:
                 self._stop(child)
                 raise
@@ -137,8 +135,7 @@ def _start(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
         log = log_path.open("wb")
     except OSError as error:
         raise OutputError(
-            f"{log_path}: cannot be written ({error.strerror}); free space or mend the permissions, then"
-            " start again"
+            f"{log_path}: cannot be written ({error.strerror}); free space or mend the permissions, then start again"
         ) from error
     with log:
         try:
@@ -150,9 +147,7 @@ def _start(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
                 start_new_session=True,
             )
         except OSError as error:
-            raise RunFailed(
-                f"{command[0]}: cannot be started ({error.strerror}); mend the installation"
-            ) from error
+            raise RunFailed(f"{command[0]}: cannot be started ({error.strerror}); mend the installation") from error
 
 
 def _why(code: int, log_path: Path) -> str:

@@ -51,13 +51,9 @@ THROUGHPUT = Quantity(
     read=lambda run: run.metrics.throughput_samples_per_s,
     higher_is_better=True,
 )
-GPU_UTILIZATION = Quantity(
-    name="GPU utilization", unit="%", read=lambda run: run.activity.gpu_utilization_pct
-)
+GPU_UTILIZATION = Quantity(name="GPU utilization", unit="%", read=lambda run: run.activity.gpu_utilization_pct)
 SM_ACTIVITY = Quantity(name="SM activity", unit="%", read=lambda run: run.activity.sm_activity_pct)
-TENSOR_ACTIVITY = Quantity(
-    name="tensor activity", unit="%", read=lambda run: run.activity.tensor_activity_pct
-)
+TENSOR_ACTIVITY = Quantity(name="tensor activity", unit="%", read=lambda run: run.activity.tensor_activity_pct)
 PCIE_RX = Quantity(name="PCIe in", unit="GB/s", read=lambda run: _giga(run.activity.pcie_rx_bytes_per_s))
 PCIE_TX = Quantity(name="PCIe out", unit="GB/s", read=lambda run: _giga(run.activity.pcie_tx_bytes_per_s))
 POWER = Quantity(name="power", unit="W", read=lambda run: run.activity.power_w)

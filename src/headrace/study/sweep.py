@@ -18,14 +18,14 @@ from typing import Protocol
 
 import numpy as np
 
-from headrace.bench.finished import RUNS, counts, error_file, load_runs, missing_runs, write_atomically
-from headrace.bench.plan import FILE_NAME as PLAN_FILE
-from headrace.bench.plan import LeftOut, Plan, PlannedRun, SweepConfig, differing_options, load_plan
 from headrace.bench.summary import FILE_NAME as SUMMARY_FILE
 from headrace.bench.summary import encode, load_summary
-from headrace.bench.tables import write_tables
 from headrace.clock import Clock, now_ns, seconds
 from headrace.errors import OutputError, RunFailed
+from headrace.study.finished import RUNS, counts, error_file, load_runs, missing_runs, write_atomically
+from headrace.study.plan import FILE_NAME as PLAN_FILE
+from headrace.study.plan import LeftOut, Plan, PlannedRun, SweepConfig, differing_options, load_plan
+from headrace.study.tables import write_tables
 
 TABLES = "tables"
 FAILURES_AT_START = 3  # in a row, with nothing good yet: the cause is not the cell
@@ -167,11 +167,7 @@ class _Sweep:
         return RunOutcome(planned=planned, duration_s=duration_s, error=error)
 
     def _end_if_hopeless(self, skipped: int) -> None:
-        if (
-            skipped
-            or len(self.outcomes) != FAILURES_AT_START
-            or not all(item.error for item in self.outcomes)
-        ):
+        if skipped or len(self.outcomes) != FAILURES_AT_START or not all(item.error for item in self.outcomes):
             return
         last = self.outcomes[-1]
         raise RunFailed(

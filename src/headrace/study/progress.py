@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headrace.bench.sweep import RunOutcome, SweepStep
+from headrace.study.sweep import RunOutcome, SweepStep
 
 
 class RichSweepProgress:
@@ -40,9 +40,7 @@ class RichSweepProgress:
     def __call__(self, step: SweepStep) -> None:
         if step.last is not None and step.last is not self._told:
             self._told = step.last
-            self._console.print(
-                _line(step, step.last, with_left=not self._console.is_terminal), highlight=False
-            )
+            self._console.print(_line(step, step.last, with_left=not self._console.is_terminal), highlight=False)
         self._bar.update(
             self._task,
             description=escape(step.name or "done"),
@@ -55,9 +53,7 @@ class RichSweepProgress:
 def _line(step: SweepStep, outcome: RunOutcome, *, with_left: bool) -> str:
     how = f"[red]failed: {escape(outcome.error)}[/red]" if outcome.error else "ok"
     left = f", {_left(step)}" if with_left and _left(step) else ""
-    return (
-        f"{step.done}/{step.total} {escape(outcome.planned.name)}: {how} ({outcome.duration_s:.1f} s{left})"
-    )
+    return f"{step.done}/{step.total} {escape(outcome.planned.name)}: {how} ({outcome.duration_s:.1f} s{left})"
 
 
 def _left(step: SweepStep) -> str:

@@ -9,14 +9,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from headrace.bench.execute import BenchCommand, SubprocessExecutor
-from headrace.bench.finished import RUNS, load_runs
-from headrace.bench.plan import PlannedRun, SweepConfig, plan
-from headrace.bench.progress import RichSweepProgress, duration
 from headrace.bench.summary import FILE_NAME
-from headrace.bench.sweep import RunOutcome, SweepStep, estimate_s, run_sweep
 from headrace.errors import HeadraceError, InvalidOption, OutputError, RunFailed
-from tests.bench.summaries import GPU, FakeExecutor, LostExecutor, of_planned, summary, write_run
+from headrace.study.execute import BenchCommand, SubprocessExecutor
+from headrace.study.finished import RUNS, load_runs
+from headrace.study.plan import PlannedRun, SweepConfig, plan
+from headrace.study.progress import RichSweepProgress, duration
+from headrace.study.sweep import RunOutcome, SweepStep, estimate_s, run_sweep
+from tests.study.summaries import GPU, FakeExecutor, LostExecutor, of_planned, summary, write_run
 
 CONFIG = SweepConfig(
     designs=("original", "h2d_d2h_threads"), workers=(1,), batch_sizes=(1, 32), compile=(False,), repeats=2
@@ -210,9 +210,7 @@ def done(batch_size, seconds, *, compiled=False, error=None):
 
 
 def cell(batch_size, *, compiled=False):
-    return PlannedRun(
-        name="cell", design="original", num_workers=1, batch_size=batch_size, compile=compiled, repeat=0
-    )
+    return PlannedRun(name="cell", design="original", num_workers=1, batch_size=batch_size, compile=compiled, repeat=0)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +223,7 @@ def cell(batch_size, *, compiled=False):
         pytest.param([cell(64)], [done(1, 4), done(32, 6)], 4 + 2 * 63 / 31, id="a line through other cells"),
         pytest.param([cell(1)], [done(32, 7)], 7, id="one other cell"),
         pytest.param([cell(1)], [done(32, 5), done(64, 50)], 5, id="never below the shortest seen"),
-        pytest.param(
-            [cell(1)], [done(1, 9, compiled=True)], 9, id="the other compile mode, for want of better"
-        ),
+        pytest.param([cell(1)], [done(1, 9, compiled=True)], 9, id="the other compile mode, for want of better"),
         pytest.param([cell(1)], [done(1, 90, compiled=True), done(1, 5)], 5, id="its own compile mode first"),
     ],
 )
@@ -254,9 +250,7 @@ def test_progress_on_a_terminal_shows_the_bar():
     assert "3/8" in screen.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(7.4, "7 s"), (119, "119 s"), (1800, "30 min"), (9000, "2 h 30 min")]
-)
+@pytest.mark.parametrize(("seconds", "words"), [(7.4, "7 s"), (119, "119 s"), (1800, "30 min"), (9000, "2 h 30 min")])
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
 
@@ -298,9 +292,7 @@ def execute(executor, tmp_path):
             "no such model (exit code 2)",
             id="the command's own error",
         ),
-        pytest.param(
-            "raise ValueError('odd')", "ValueError: odd (exit code 1)", id="a traceback's last line"
-        ),
+        pytest.param("raise ValueError('odd')", "ValueError: odd (exit code 1)", id="a traceback's last line"),
         pytest.param("raise SystemExit(3)", "exit code 3", id="silent failure"),
         pytest.param("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL", id="killed"),
     ],
@@ -311,12 +303,8 @@ def test_how_a_child_ended(tmp_path, code, expected):
 
 
 def test_a_child_beyond_its_time_limit_is_killed_with_its_descendants(tmp_path):
-    executor = SubprocessExecutor(
-        command=shell(STUBBORN + "wait"), time_limit_s=0.5, grace_s=0.1, linger_s=0.5
-    )
-    assert (
-        execute(executor, tmp_path) == "stopped after 0.5 s, the limit of a run; raise it with --run-timeout"
-    )
+    executor = SubprocessExecutor(command=shell(STUBBORN + "wait"), time_limit_s=0.5, grace_s=0.1, linger_s=0.5)
+    assert execute(executor, tmp_path) == "stopped after 0.5 s, the limit of a run; raise it with --run-timeout"
     assert not alive(descendant(tmp_path))
 
 
@@ -356,9 +344,7 @@ def test_an_interruption_while_the_child_starts_waits_until_it_can_be_ended(tmp_
     with pytest.raises(KeyboardInterrupt):
         execute(SubprocessExecutor(command=interrupted, time_limit_s=20, grace_s=0.1, linger_s=0.5), tmp_path)
     assert (tmp_path / "run.log").is_file()  # it was started, and is gone:
-    assert not [
-        process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"
-    ]
+    assert not [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from headrace.bench.quantities import AVERAGE, GPU_UTILIZATION, PUBLISHED, THROUGHPUT, WARMUP, Quantity
-from headrace.bench.welch import Moments
+from headrace.study.quantities import AVERAGE, GPU_UTILIZATION, PUBLISHED, THROUGHPUT, WARMUP, Quantity
+from headrace.study.welch import Moments
 
 RUNS_PER_ROW = 10
 SMALL, LARGE = (1, 32, 64), (128, 256)
@@ -64,13 +64,11 @@ class Claim:
 
 def load_published() -> list[PublishedRow]:
     """Return the 35 rows of the published tables."""
-    text = files("headrace.bench").joinpath("data", "published.csv").read_text(encoding="utf-8")
+    text = files("headrace.study").joinpath("data", "published.csv").read_text(encoding="utf-8")
     return [_parse(row) for row in csv.DictReader(text.splitlines())]
 
 
-def find(
-    rows: Iterable[PublishedRow], experiment: str, batch_size: int, *, compiled: bool
-) -> PublishedRow | None:
+def find(rows: Iterable[PublishedRow], experiment: str, batch_size: int, *, compiled: bool) -> PublishedRow | None:
     wanted = (experiment, batch_size, compiled)
     return next((row for row in rows if (row.experiment, row.batch_size, row.compile) == wanted), None)
 
@@ -89,9 +87,7 @@ def _executor(compiled: bool) -> list[Claim]:
     others = (AVERAGE, THROUGHPUT, GPU_UTILIZATION)
     step, pair = "executor (#115286)", ("original", "executor")
     return [
-        *_each(
-            step, "a thread instead of a process shortens the warm-up", pair, (WARMUP,), compiled=compiled
-        ),
+        *_each(step, "a thread instead of a process shortens the warm-up", pair, (WARMUP,), compiled=compiled),
         *_each(step, "everything else gets worse", pair, others, better=False, compiled=compiled),
     ]
 
@@ -124,9 +120,7 @@ def _predict_workers() -> list[Claim]:
         made += _each(step, small, pair, others, batch_sizes=SMALL, better=False)
         made += _each(step, large, pair, PUBLISHED, batch_sizes=LARGE)
     for metric, change in ((THROUGHPUT, 300.0), (AVERAGE, -5.0), (WARMUP, -2.0)):
-        wording = (
-            f"at 256, {metric.name} gets better, by about {change:+g} {metric.unit}; only the first is judged"
-        )
+        wording = f"at 256, {metric.name} gets better, by about {change:+g} {metric.unit}; only the first is judged"
         made += [
             replace(claim, claimed_change=change)
             for claim in _each(step, wording, two, (metric,), batch_sizes=(256,), better=True)

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from headrace.bench import columns, quantities
+from headrace.bench import columns
 from headrace.bench.environment import differences as environment_differences
-from headrace.bench.finished import (
+from headrace.bench.summary import RunSummary
+from headrace.errors import IncomparableRuns
+from headrace.study import quantities
+from headrace.study.finished import (
     CellKey,
     Differences,
     MissingRun,
@@ -23,9 +26,7 @@ from headrace.bench.finished import (
     unlike,
     write_atomically,
 )
-from headrace.bench.quantities import Quantity
-from headrace.bench.summary import RunSummary
-from headrace.errors import IncomparableRuns
+from headrace.study.quantities import Quantity
 
 HEADER = (
     "Experiment",

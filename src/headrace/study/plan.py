@@ -41,14 +41,11 @@ class SweepConfig:
             require(len(values) > 0, f"{option}: the list is empty; name at least 1 value")
             require(
                 len(set(values)) == len(values),
-                f"{option} {_joined(values)}: a value stands twice; name each once, and use --repeats to"
-                " repeat",
+                f"{option} {_joined(values)}: a value stands twice; name each once, and use --repeats to repeat",
             )
         for design in self.designs:
             known = ", ".join(DESIGN_NAMES)
-            require(
-                design in DESIGN_NAMES, f"--designs {design}: there is no such design; choose from {known}"
-            )
+            require(design in DESIGN_NAMES, f"--designs {design}: there is no such design; choose from {known}")
         require(min(self.workers) >= 1, f"--workers {min(self.workers)}: at least 1 worker must predict")
         smallest = min(self.batch_sizes)
         require(smallest >= 1, f"--batch-sizes {smallest}: a request has at least 1 row")
@@ -135,9 +132,7 @@ def left_out(config: SweepConfig) -> list[LeftOut]:
 
 def differing_options(planned: SweepConfig, asked: SweepConfig) -> list[str]:
     """Return one line per option that differs, as `name: planned value, not asked value`."""
-    pairs = (
-        (field.name, getattr(planned, field.name), getattr(asked, field.name)) for field in fields(planned)
-    )
+    pairs = ((field.name, getattr(planned, field.name), getattr(asked, field.name)) for field in fields(planned))
     return [f"{name}: {old}, not {new}" for name, old, new in pairs if old != new]
 
 
@@ -149,9 +144,7 @@ def load_plan(sweep_dir: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be read ({error.strerror}); mend that or use another folder"
-        ) from error
+        raise OutputError(f"{path}: cannot be read ({error.strerror}); mend that or use another folder") from error
     except msgspec.MsgspecError as error:
         raise OutputError(
             f"{path}: not a plan of version {SCHEMA_VERSION} ({error}); use another folder for a new sweep"

@@ -7,14 +7,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind, ttest_ind_from_stats
 
-from headrace.bench import quantities
-from headrace.bench.compare import Selection, Side, compare, load_side, parse_selection, render_markdown
-from headrace.bench.finished import RUNS
-from headrace.bench.quantities import AVERAGE, GPU_UTILIZATION, P99, THROUGHPUT
-from headrace.bench.verdict import percent, signed_percent, verdict
-from headrace.bench.welch import Moments, p_value, ratio_interval
 from headrace.errors import IncomparableRuns, InvalidOption, OutputError
-from tests.bench.summaries import GPU, metrics, summary, throughputs, write_run
+from headrace.study import quantities
+from headrace.study.compare import Selection, Side, compare, load_side, parse_selection, render_markdown
+from headrace.study.finished import RUNS
+from headrace.study.quantities import AVERAGE, GPU_UTILIZATION, P99, THROUGHPUT
+from headrace.study.verdict import percent, signed_percent, verdict
+from headrace.study.welch import Moments, p_value, ratio_interval
+from tests.study.summaries import GPU, metrics, summary, throughputs, write_run
 
 FIVE = (98.0, 99.0, 100.0, 101.0, 102.0)
 positive = st.lists(st.floats(0.01, 1e4), min_size=2, max_size=8)
@@ -59,12 +59,8 @@ def test_an_interval_wider_than_a_float_ends_at_infinity():
     ("base", "candidate"),
     [
         pytest.param(Moments(mean=5.497, std=0.681, n=10), Moments(mean=4.039, std=1.175, n=10), id="apart"),
-        pytest.param(
-            Moments(mean=0.369, std=0.010, n=10), Moments(mean=0.407, std=0.033, n=3), id="unequal n"
-        ),
-        pytest.param(
-            Moments(mean=14.172, std=0.267, n=10), Moments(mean=14.146, std=1.145, n=10), id="close"
-        ),
+        pytest.param(Moments(mean=0.369, std=0.010, n=10), Moments(mean=0.407, std=0.033, n=3), id="unequal n"),
+        pytest.param(Moments(mean=14.172, std=0.267, n=10), Moments(mean=14.146, std=1.145, n=10), id="close"),
     ],
 )
 def test_p_is_welchs(base, candidate):
@@ -86,12 +82,8 @@ def test_p_without_any_spread(other, expected):
         pytest.param(THROUGHPUT, FIVE, times(0.9), "slower by 7.9 to 12 % (95 %, 5 and 5 runs)", id="less"),
         pytest.param(AVERAGE, FIVE, times(0.9), "faster by 7.9 to 12 % (95 %, 5 and 5 runs)", id="shorter"),
         pytest.param(AVERAGE, FIVE, times(1.1), "slower by 7.5 to 13 % (95 %, 5 and 5 runs)", id="longer"),
-        pytest.param(
-            GPU_UTILIZATION, FIVE, times(1.1), "higher by 7.5 to 13 % (95 %, 5 and 5 runs)", id="busier"
-        ),
-        pytest.param(
-            GPU_UTILIZATION, FIVE, times(0.9), "lower by 7.9 to 12 % (95 %, 5 and 5 runs)", id="less busy"
-        ),
+        pytest.param(GPU_UTILIZATION, FIVE, times(1.1), "higher by 7.5 to 13 % (95 %, 5 and 5 runs)", id="busier"),
+        pytest.param(GPU_UTILIZATION, FIVE, times(0.9), "lower by 7.9 to 12 % (95 %, 5 and 5 runs)", id="less busy"),
         pytest.param(
             THROUGHPUT,
             FIVE,
@@ -145,9 +137,7 @@ def test_p_without_any_spread(other, expected):
             id="few percentiles",
         ),
         pytest.param(P99, FIVE, times(1.1), "slower by 7.5 to 13 % (95 %, 5 and 5 runs)", id="percentiles"),
-        pytest.param(
-            GPU_UTILIZATION, (0.0, 1.0), (2.0, 2.0), "no ratio can be given: a value is 0 or less", id="zero"
-        ),
+        pytest.param(GPU_UTILIZATION, (0.0, 1.0), (2.0, 2.0), "no ratio can be given: a value is 0 or less", id="zero"),
     ],
 )
 def test_verdicts_in_words(quantity, base, candidate, words):
@@ -155,9 +145,7 @@ def test_verdicts_in_words(quantity, base, candidate, words):
 
 
 def test_a_wider_threshold_makes_more_differences_not_matter():
-    assert verdict(THROUGHPUT, FIVE, times(1.1), threshold=0.2).verdict.startswith(
-        "no difference that matters"
-    )
+    assert verdict(THROUGHPUT, FIVE, times(1.1), threshold=0.2).verdict.startswith("no difference that matters")
 
 
 @pytest.mark.parametrize(
@@ -204,9 +192,7 @@ def test_a_folder_with_a_colon_in_its_name_is_found(tmp_path):
 
 
 def test_a_mistyped_experiment_is_refused():
-    with pytest.raises(
-        InvalidOption, match="'2_workers' is no experiment; after the colon stands one of original"
-    ):
+    with pytest.raises(InvalidOption, match="'2_workers' is no experiment; after the colon stands one of original"):
         parse_selection("results/a:2_workers")
 
 
@@ -250,9 +236,7 @@ def test_two_designs_are_compared_cell_by_cell():
 def test_the_page_says_all_that_a_reader_must_know():
     text = render_markdown(compare(BASE, CANDIDATE))
     assert "## batch size 32, no compile" in text
-    assert (
-        "| throughput (samples/s) | 5 and 5 | 100.000 | 110.000 | 1.100 (1.075 to 1.126) | faster by" in text
-    )
+    assert "| throughput (samples/s) | 5 and 5 | 100.000 | 110.000 | 1.100 (1.075 to 1.126) | faster by" in text
     assert "5 intervals were computed. At 95 %, about 1 in 20" in text
     assert "| SM activity" not in text
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from headrace.bench.quantities import Quantity
-from headrace.bench.welch import RatioInterval, ratio_interval
+from headrace.study.quantities import Quantity
+from headrace.study.welch import RatioInterval, ratio_interval
 
 THRESHOLD = 0.02  # a ratio within 1 +- this matters to nobody
 WIDE = 10  # a ratio known no better than within this factor is not worth its digits
@@ -31,9 +31,7 @@ def verdict(
     """Judge one quantity by its values on either side, at least 1 each."""
     interval = interval_of(quantity, base, candidate)
     words = _judge(quantity, base, candidate, interval, threshold)
-    return Compared(
-        quantity=quantity, base=tuple(base), candidate=tuple(candidate), interval=interval, verdict=words
-    )
+    return Compared(quantity=quantity, base=tuple(base), candidate=tuple(candidate), interval=interval, verdict=words)
 
 
 def typical(quantity: Quantity, values: Sequence[float]) -> float:
@@ -53,9 +51,7 @@ def signed_percent(ratio: float) -> str:
     return f"{'+' if change > 0 else ''}{percent(change)}"
 
 
-def interval_of(
-    quantity: Quantity, base: Sequence[float], candidate: Sequence[float]
-) -> RatioInterval | None:
+def interval_of(quantity: Quantity, base: Sequence[float], candidate: Sequence[float]) -> RatioInterval | None:
     """Return the ratio's interval, or None where the values allow none: too few, or one not above 0."""
     least = FEW_RUNS if quantity.is_percentile else 2
     if min(len(base), len(candidate)) < least or min(*base, *candidate) <= 0:
@@ -109,6 +105,5 @@ def _why_none(quantity: Quantity, base: Sequence[float], candidate: Sequence[flo
             f" about the difference beyond these values: {change}"
         )
     return (
-        f"{sizes[0]} and {sizes[1]} runs: too few for an interval of a percentile (it needs {FEW_RUNS} each):"
-        f" {change}"
+        f"{sizes[0]} and {sizes[1]} runs: too few for an interval of a percentile (it needs {FEW_RUNS} each): {change}"
     )

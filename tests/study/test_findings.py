@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.bench.findings import judge, judge_all, render_findings
-from headrace.bench.published import BATCH_SIZES, Claim, claims, find, load_published
-from headrace.bench.quantities import AVERAGE, GPU_UTILIZATION, THROUGHPUT, WARMUP
 from headrace.errors import IncomparableRuns
-from tests.bench.summaries import GPU, metrics, summary, throughputs
+from headrace.study.findings import judge, judge_all, render_findings
+from headrace.study.published import BATCH_SIZES, Claim, claims, find, load_published
+from headrace.study.quantities import AVERAGE, GPU_UTILIZATION, THROUGHPUT, WARMUP
+from tests.study.summaries import GPU, metrics, summary, throughputs
 
 PUBLISHED = load_published()
 FIVE = (98.0, 99.0, 100.0, 101.0, 102.0)
@@ -181,10 +181,7 @@ def test_each_row_gives_the_numbers_there_and_here(page):
 
 
 def test_claimed_sizes_stand_beside_the_tables_own(page):
-    assert (
-        "Claimed change of throughput: about +300 samples/s. Published tables: +291.651. Here: +20.000"
-        in page
-    )
+    assert "Claimed change of throughput: about +300 samples/s. Published tables: +291.651. Here: +20.000" in page
     assert "Claimed change of average latency: about -5 s. Published tables: -9.589. Here: +0.000" in page
 
 

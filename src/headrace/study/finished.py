@@ -11,10 +11,10 @@ from typing import TypeAlias
 import msgspec
 
 from headrace.bench.environment import differences as environment_differences
-from headrace.bench.plan import PlannedRun, load_plan
 from headrace.bench.summary import FILE_NAME, Environment, RunSummary, load_summary
 from headrace.config import DESIGN_NAMES
 from headrace.errors import OutputError
+from headrace.study.plan import PlannedRun, load_plan
 
 RUNS = "runs"  # in a sweep's folder
 ERROR_SUFFIX = ".error"  # runs/NAME.error: why an attempt ended badly
@@ -162,8 +162,7 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free space or mend the permissions, then start"
-            " again"
+            f"{path}: cannot be written ({error.strerror}); free space or mend the permissions, then start again"
         ) from error
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.bench.environment import differences as environment_differences
-from headrace.bench.finished import (
+from headrace.bench.summary import RunSummary
+from headrace.config import DESIGN_NAMES
+from headrace.errors import IncomparableRuns, InvalidOption
+from headrace.study.finished import (
     CellKey,
     Differences,
     counts,
@@ -24,11 +27,8 @@ from headrace.bench.finished import (
     machine,
     unlike,
 )
-from headrace.bench.quantities import COMPARED
-from headrace.bench.summary import RunSummary
-from headrace.bench.verdict import THRESHOLD, Compared, percent, typical, verdict
-from headrace.config import DESIGN_NAMES
-from headrace.errors import IncomparableRuns, InvalidOption
+from headrace.study.quantities import COMPARED
+from headrace.study.verdict import THRESHOLD, Compared, percent, typical, verdict
 
 _EXPERIMENT = re.compile("|".join([*DESIGN_NAMES, r"\d+_predict_workers"]))
 
@@ -199,9 +199,7 @@ def _group(side: Side, *, by_experiment: bool) -> dict[_Match, list[RunSummary]]
     return groups
 
 
-def _rows(
-    base: Sequence[RunSummary], candidate: Sequence[RunSummary], threshold: float
-) -> Iterator[Compared]:
+def _rows(base: Sequence[RunSummary], candidate: Sequence[RunSummary], threshold: float) -> Iterator[Compared]:
     for quantity in COMPARED:
         ours, theirs = quantity.values(base), quantity.values(candidate)
         if ours and theirs:
@@ -214,9 +212,7 @@ def _uncounted(side: Side) -> list[str]:
     wrong = sum(has_wrong_answers(run) for run in bad)
     said = ((len(bad) - wrong, "failed"), (wrong, "had wrong answers"))
     return [
-        f"{side.label}: {number} of {len(side.runs)} runs {what}; not averaged in"
-        for number, what in said
-        if number
+        f"{side.label}: {number} of {len(side.runs)} runs {what}; not averaged in" for number, what in said if number
     ]
 
 

@@ -53,9 +53,7 @@ def ratio_interval(base: Sequence[float], candidate: Sequence[float]) -> RatioIn
     logs_base, logs_candidate = Moments.of(np.log(base).tolist()), Moments.of(np.log(candidate).tolist())
     difference = logs_candidate.mean - logs_base.mean
     half = _standard_error(logs_base, logs_candidate) * _quantile(_degrees(logs_base, logs_candidate))
-    return RatioInterval(
-        ratio=math.exp(difference), low=_exp(difference - half), high=_exp(difference + half)
-    )
+    return RatioInterval(ratio=math.exp(difference), low=_exp(difference - half), high=_exp(difference + half))
 
 
 def p_value(base: Moments, candidate: Moments) -> float:
