@@ -337,6 +337,8 @@ def test_an_interruption_ends_the_child_and_passes_on(tmp_path):
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interruption_while_the_child_starts_waits_until_it_can_be_ended(tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+
     def interrupted(planned, run_dir):
         signal.raise_signal(signal.SIGINT)
         return shell(STUBBORN + "wait")(planned, run_dir)
@@ -344,7 +346,8 @@ def test_an_interruption_while_the_child_starts_waits_until_it_can_be_ended(tmp_
     with pytest.raises(KeyboardInterrupt):
         execute(SubprocessExecutor(command=interrupted, time_limit_s=20, grace_s=0.1, linger_s=0.5), tmp_path)
     assert (tmp_path / "run.log").is_file()  # it was started, and is gone:
-    assert not [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
+    new = set(psutil.Process().children(recursive=True)) - before
+    assert not [process for process in new if process.status() != "zombie"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -1,0 +1,92 @@
+"""Runs commands as a user does, in processes of their own, on the CPU, with models small enough to be quick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import headrace
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 120
+
+TINY = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 5, stride=3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(128, 10),
+    )
+"""
+
+QUICK = (
+    *("--device", "cpu", "--image-size", "48", "--distinct-images", "12", "--num-iters", "6"),
+    *("--batch-size", "4", "--no-download"),
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. `message` is the one line that tells the error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        lines = [line for line in self.err.splitlines() if line.startswith("headrace: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with this very package importable, and terminals wide enough for a line."""
+    source = str(Path(headrace.__file__).parents[1])
+    paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
+
+
+def start(*words: object, cwd: Path, limit_bytes: int | None = None) -> subprocess.Popen[str]:
+    """Start `headrace WORDS` (or `server.py WORDS`) in `cwd`."""
+    program = [str(ROOT / "server.py")] if words[0] == "server.py" else ["-m", "headrace", str(words[0])]
+    command = [sys.executable, *program, *map(str, words[1:])]
+    if limit_bytes is not None:
+        command = ["prlimit", f"--fsize={limit_bytes}", *command]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def run(*words: object, cwd: Path, limit_bytes: int | None = None) -> Ended:
+    """Run to the end. A command that hangs fails the test."""
+    process = start(*words, cwd=cwd, limit_bytes=limit_bytes)
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ended(process.returncode, out, err)
+
+
+def model_file(folder: Path, source: str = TINY, name: str = "tiny.py") -> str:
+    """Write a model file; return what --model takes."""
+    (folder / name).write_text(source)
+    return f"{folder / name}:build"
+
+
+def all_gone(processes: list[psutil.Process], within_s: float = 15.0) -> bool:
+    """Return whether all processes have ended (or only wait to be collected) within the time."""
+    _, alive = psutil.wait_procs([p for p in processes if p.is_running()], timeout=within_s)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
