@@ -47,6 +47,13 @@ class InputError(HeadraceError):
     grpc_code = "INVALID_ARGUMENT"
 
 
+class TransportFailed(HeadraceError):
+    """A batch or an answer could not cross between processes, for want of shared memory or descriptors."""
+
+    http_status = 503
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
 class OutputError(HeadraceError):
     """A result file cannot be written, or an old one does not fit."""
 

@@ -129,9 +129,9 @@ def test_profiling_shows_threads_and_requests_and_names_no_host(tmp_path):
     convolutions = sorted(event["ts"] for event in operators if event["name"] == "aten::conv2d")
     assert len(convolutions) == len(forwards), "the predict thread's operators are in the trace"
     ends = sorted(event["ts"] for event in requests if event["name"] == "forward (host)" and event["ph"] == "e")
-    assert all(
-        begin <= at <= end for begin, at, end in zip(sorted(forwards), convolutions, ends, strict=True)
-    ), "both speak of the same time"
+    assert all(begin <= at <= end for begin, at, end in zip(sorted(forwards), convolutions, ends, strict=True)), (
+        "both speak of the same time"
+    )
     assert np.load(tmp_path / "out" / "answers.npy").shape == (1 + 2 + 6, 4, 10)
     assert any("profiled" in note for note in load_summary(tmp_path / "out").notes)
 

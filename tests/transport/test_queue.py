@@ -5,9 +5,9 @@ import multiprocessing
 import pytest
 import torch
 
-from headrace.request import Request
+from headrace.request import Request, Response, Timeline
 from headrace.transport.pair import QueuePair
-from headrace.transport.queue import FreshCopy, QueueClient, QueueEndpoint
+from headrace.transport.queue import FreshCopy, QueueClient, QueueEndpoint, SharedAnswer
 
 WAIT_S = 60
 
@@ -73,6 +73,28 @@ def test_a_fresh_copy_keeps_shape_and_type_of_a_view():
     rebuild, (copy,) = FreshCopy(source).__reduce__()
     assert copy.is_shared()
     torch.testing.assert_close(rebuild(copy), source)
+
+
+class Uncopyable(torch.Tensor):
+    """Cannot be copied from, nor moved into shared memory."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.copy_, torch.Tensor.share_memory_):
+            raise RuntimeError("no shared memory left")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_batch_that_cannot_be_shared_is_answered_with_the_error(client):
+    client.send(3, torch.ones(2, 2).as_subclass(Uncopyable))
+    response = client.receive(WAIT_S)
+    assert (response.index, response.error) == (3, "TransportFailed: RuntimeError: no shared memory left")
+
+
+def test_an_answer_that_cannot_be_shared_becomes_an_error():
+    answer = SharedAnswer(Response(4, Timeline(), output=torch.ones(2, 2).as_subclass(Uncopyable)))
+    rebuild, (response,) = answer.__reduce__()
+    assert rebuild(response) == Response(4, Timeline(), error="RuntimeError: no shared memory left")
 
 
 def test_requests_end_when_the_client_closes():
