@@ -63,7 +63,8 @@ def _exit_with(command: Command, args: argparse.Namespace) -> None:
         screen.err.print(f"headrace: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        screen.err.print("headrace: interrupted; every process was stopped, no result was written", style="bold red")
+        result = getattr(args, "interrupted", "no result was written")
+        screen.err.print(f"headrace: interrupted; every process was stopped, {result}", style="bold red")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
@@ -134,18 +135,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     options.add_sweep_options(parser)
     options.add_model_options(parser)
     options.add_load_options(parser)
-    parser.set_defaults(command=_sweep)
+    parser.set_defaults(command=_sweep, interrupted="finished runs stay, and the same command goes on from here")
 
 
 def _sweep(args: argparse.Namespace, screen: Screen) -> None:
     config = options.sweep_config(args)
     execute = SubprocessExecutor(command=BenchCommand(config), time_limit_s=args.run_timeout)
-    try:
-        with RichSweepProgress(screen.err) as progress:
-            outcome = run_sweep(config, args.output_dir, execute, progress)
-    except KeyboardInterrupt:
-        screen.err.print("the same command goes on where this stopped", highlight=False)
-        raise
+    with RichSweepProgress(screen.err) as progress:
+        outcome = run_sweep(config, args.output_dir, execute, progress)
     for left in outcome.left_out:
         compiled = "compiled" if left.compile else "not compiled"
         what = f"{left.design} with {left.num_workers} workers, {compiled}"

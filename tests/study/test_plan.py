@@ -86,7 +86,7 @@ def test_the_default_sweep_is_the_published_one():
         pytest.param({"batch_sizes": (32, 32)}, "stands twice", id="a batch size twice"),
         pytest.param({"compile": ()}, "--compile: the list is empty", id="no compile mode"),
         pytest.param({"repeats": 0}, "--repeats 0", id="no repeat"),
-        pytest.param({"seed": -1}, "--seed -1", id="negative seed"),
+        pytest.param({"seed": -1}, "--order-seed -1", id="negative seed"),
         pytest.param({"num_iters": 0}, "--num-iters 0", id="no request"),
         pytest.param({"designs": ("original",), "workers": (2,)}, "no cell", id="every cell refused"),
     ],

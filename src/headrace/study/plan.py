@@ -50,7 +50,7 @@ class SweepConfig:
         smallest = min(self.batch_sizes)
         require(smallest >= 1, f"--batch-sizes {smallest}: a request has at least 1 row")
         require(self.repeats >= 1, f"--repeats {self.repeats}: at least 1 is needed")
-        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
+        require(self.seed >= 0, f"--order-seed {self.seed}: must be 0 or above")
         require(self.num_iters >= 1, f"--num-iters {self.num_iters}: at least 1 request must be measured")
 
     def _lists(self) -> tuple[tuple[str, Sequence[object]], ...]:
