@@ -61,11 +61,17 @@ def environment() -> dict[str, str]:
 def start(*words: object, cwd: Path, limit_bytes: int | None = None) -> subprocess.Popen[str]:
     """Start `headrace WORDS` (or `server.py WORDS`) in `cwd`."""
     program = [str(ROOT / "server.py")] if words[0] == "server.py" else ["-m", "headrace", str(words[0])]
-    command = [sys.executable, *program, *map(str, words[1:])]
+    # A shell starts commands in the background deaf to Ctrl-C, and these tests with them.
+    command = ["env", "--default-signal=INT", sys.executable, *program, *map(str, words[1:])]
     if limit_bytes is not None:
         command = ["prlimit", f"--fsize={limit_bytes}", *command]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

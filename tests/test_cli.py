@@ -1,5 +1,6 @@
 """The commands as a user meets them: bad input, interruptions, and what each prints."""
 
+import os
 import shutil
 import signal
 import time
@@ -144,7 +145,7 @@ def test_a_full_disk_behind_the_csv_is_told(tmp_path, tiny):
 SLOW = (
     TINY
     + """
-import time, pathlib
+import os, pathlib, time
 
 class Slow(torch.nn.Module):
     def __init__(self):
@@ -154,7 +155,7 @@ class Slow(torch.nn.Module):
     def forward(self, inputs):
         self.calls += 1
         if self.calls > SLOW_AFTER:
-            pathlib.Path(__file__).with_name("slow").touch()
+            pathlib.Path(__file__).with_name("slow").write_text(str(os.getpid()))
             time.sleep(30)
         return self.model(inputs)
 
@@ -169,7 +170,7 @@ def slow_run(folder, *options, after=4):
     files = ("--output-dir", "out", "--output-file", "o.csv")
     process = start("bench", *QUICK, "--model", model_file(folder, source), *files, *options, cwd=folder)
     deadline = time.monotonic() + LIMIT_S
-    while not (folder / "slow").exists():
+    while not ((folder / "slow").exists() and (folder / "slow").read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -205,8 +206,9 @@ def test_a_killed_supervisor_takes_every_process_with_it(tmp_path, design):
 @pytest.mark.parametrize("design", ["original", "executor"])
 def test_a_killed_backend_ends_the_run_at_once_with_its_name(tmp_path, design):
     process, children = slow_run(tmp_path, "--design", design)
-    backend = max(children, key=lambda child: child.create_time())  # it is started last
-    backend.kill()
+    backend = int((tmp_path / "slow").read_text())
+    assert backend in [child.pid for child in children]
+    os.kill(backend, signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "the backend process was killed by signal 9" in err

@@ -101,7 +101,7 @@ def _bench(args: argparse.Namespace, screen: Screen) -> None:
     csv = CsvLog(args.output_file, columns.COLUMNS) if args.output_file else None
     if csv:
         csv.prepare()
-    label = f"{config.design.experiment}-b{config.inputs.batch_size}"
+    label = f"{config.experiment}-b{config.inputs.batch_size}"
     output_dir = args.output_dir or options.default_output_dir(label)
     files = run.RunFiles(
         output_dir=output_dir,

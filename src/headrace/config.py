@@ -15,9 +15,11 @@ from headrace.errors import InvalidOption
 DesignName = Literal["original", "executor", "h2d_d2h_threads"]
 Precision = Literal["tf32", "float32"]
 InputKind = Literal["photos", "random"]
+TransportName = Literal["queue", "ring"]
 DESIGN_NAMES: tuple[DesignName, ...] = get_args(DesignName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 
 
 def require(condition: bool, message: str) -> None:
@@ -113,6 +115,18 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransportConfig:
+    """How a batch crosses from the client's process to the backend's."""
+
+    name: TransportName = "queue"  # "queue" is the published one
+    ring_slots: int = 16  # requests that a ring holds at once
+
+    def validate(self) -> None:
+        require(self.name in TRANSPORTS, f"--transport {self.name}: choose one of {', '.join(TRANSPORTS)}")
+        require(1 <= self.ring_slots <= 4096, f"--ring-slots {self.ring_slots}: must be 1 to 4096")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run of one design under one load."""
 
@@ -121,6 +135,7 @@ class RunConfig:
     design: DesignConfig = field(default_factory=DesignConfig)
     inputs: InputConfig = field(default_factory=InputConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
     telemetry_interval_s: float = 0.1
     profile: bool = False  # write trace.json; disturbs the timings
 
@@ -128,3 +143,10 @@ class RunConfig:
         self.design.validate(compiled=self.model.compile)
         self.inputs.validate()
         self.load.validate()
+        self.transport.validate()
+
+    @property
+    def experiment(self) -> str:
+        """The name of this run's row in tables: the published one, with the transport where it is not."""
+        suffix = "" if self.transport.name == "queue" else f"-{self.transport.name}"
+        return self.design.experiment + suffix

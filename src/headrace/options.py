@@ -17,6 +17,7 @@ from headrace.config import (
     LoadConfig,
     ModelConfig,
     RunConfig,
+    TransportConfig,
 )
 from headrace.errors import DeviceUnavailable, InvalidOption
 from headrace.study.plan import SweepConfig
@@ -112,6 +113,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("design")
     group.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
     group.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
+    add_transport_options(group)
     group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
@@ -153,6 +155,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="end a run after so long")
     group.add_argument("--exclusive", type=Path, metavar="FILE", help="lock file: measure while no other run does")
+    add_transport_options(group)
 
 
 def sweep_config(args: argparse.Namespace) -> SweepConfig:
@@ -186,9 +189,20 @@ def child_options(args: argparse.Namespace, device: str) -> tuple[str, ...]:
         "--seed": args.seed,
         "--stall-timeout": args.stall_timeout,
         "--exclusive": args.exclusive,
+        **({"--transport": args.transport, "--ring-slots": args.ring_slots} if args.transport != "queue" else {}),
     }
     given = [word for option, value in shared.items() if value is not None for word in (option, str(value))]
     return (*given, "--download" if args.download else "--no-download")
+
+
+def add_transport_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--transport",
+        default="queue",
+        metavar="NAME",
+        help="queue (published) or ring: how batches cross processes (default: queue)",
+    )
+    group.add_argument("--ring-slots", type=int, default=16, metavar="N", help="requests a ring holds (default: 16)")
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:
@@ -212,6 +226,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             distinct_images=_by_device(args.distinct_images, device, DISTINCT_IMAGES, DISTINCT_IMAGES_CPU),
             seed=args.seed,
         ),
+        transport=TransportConfig(name=args.transport, ring_slots=args.ring_slots),
         load=LoadConfig(
             num_iters=_by_device(args.num_iters, device, NUM_ITERS, NUM_ITERS_CPU),
             warmup_iters=2 * args.num_workers if args.warmup_iters is None else args.warmup_iters,

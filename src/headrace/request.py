@@ -26,6 +26,7 @@ class Request:
 
     index: int
     inputs: Tensor  # [rows, *features], on the CPU, in shared memory
+    slot: int = -1  # of a ring, where the inputs lie; -1 where the transport has none
     timeline: Timeline = field(default_factory=Timeline)
 
 

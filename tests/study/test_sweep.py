@@ -275,8 +275,8 @@ def shell(script):
     return lambda _, run_dir: ("/bin/sh", "-c", script, "sh", str(run_dir))
 
 
-# Deaf to SIGINT, as is its descendant, whose number it tells.
-STUBBORN = "trap '' INT; sleep 60 & echo $! > $1.pid; "
+# Deaf to requests to end, as is its descendant, whose number it tells.
+STUBBORN = "trap '' INT TERM; sleep 60 & echo $! > $1.pid; "
 
 
 def execute(executor, tmp_path):
@@ -309,7 +309,7 @@ def test_a_child_beyond_its_time_limit_is_killed_with_its_descendants(tmp_path):
 
 
 def test_a_child_asked_to_end_may_clean_up(tmp_path):
-    command = shell("trap 'touch $1.clean; exit' INT; sleep 60 & wait")
+    command = shell("trap 'touch $1.clean; exit' TERM; sleep 60 & wait")
     execute(SubprocessExecutor(command=command, time_limit_s=0.5, linger_s=0.2), tmp_path)
     assert (tmp_path / "run.clean").is_file()
 

@@ -31,6 +31,7 @@ from headrace.model.load import load_model
 from headrace.processes import ChildFailed, Ready, become_child, describe
 from headrace.runtime.device import Device, open_device
 from headrace.transport.queue import QueueEndpoint
+from headrace.transport.ring import RingEndpoint
 
 
 def run_host(job: HostJob) -> None:
@@ -80,13 +81,14 @@ def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None]) ->
     device.start()
     mark("device context")
 
+    endpoint = RingEndpoint(go.ring, device.register) if go.ring else QueueEndpoint(job.queues)
     checkpoint = Path(go.prepared.checkpoint) if go.prepared.checkpoint else None
 
     def load() -> Model:
         return load_model(job.model, checkpoint, device.torch_device, mark)
 
     with profiled(job.trace, device.torch_device.type):
-        make_design(job.design).serve(QueueEndpoint(job.queues), device, load)
+        make_design(job.design).serve(endpoint, device, load)
 
 
 def torch_facts(device: Device) -> TorchFacts:

@@ -11,7 +11,7 @@ from headrace.bench.prepared import Prepared
 from headrace.bench.record import Records
 from headrace.bench.summary import AnswerCheck, TorchFacts
 from headrace.config import DesignConfig, InputConfig, LoadConfig, ModelConfig
-from headrace.transport.pair import QueuePair
+from headrace.transport.pair import QueuePair, RingPair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +75,4 @@ class Go:
     """The supervisor's word to load generator and host: everything is ready, the clock may start."""
 
     prepared: Prepared
+    ring: RingPair | None  # what lies between them, if not the queues that they have been given

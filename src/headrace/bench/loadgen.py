@@ -26,6 +26,7 @@ from headrace.config import LoadConfig
 from headrace.errors import HeadraceError, RunFailed
 from headrace.processes import ChildFailed, Ready, become_child
 from headrace.transport.queue import QueueClient
+from headrace.transport.ring import RingClient
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import SynchronizedArray
@@ -54,26 +55,37 @@ def run_load_generator(job: LoadJob) -> None:
     become_child()
     if job.backend_on_cpu:
         torch.set_num_threads(1)  # the cores are the backend's; else they all copy into shared memory, as published
+    client: Client | None = None
     try:
         plan = plan_phases(job.load)
         inputs = make_inputs(job.inputs, len(plan))
-        generator = Generator(plan, inputs, QueueClient(job.queues), job.load.stall_timeout_s, job.progress)
-        limit, note = in_flight.in_flight_limit(
-            job.load.num_iters,
-            inputs.batches[0].nbytes,
-            in_flight.free_shared_memory(),
-            in_flight.descriptor_limit(),
-        )
         job.report.send(Ready())
         go = job.report.recv()
         assert isinstance(go, Go)
+        client = RingClient(go.ring) if go.ring else QueueClient(job.queues)
+        limit, note = _in_flight_limit(job, go, inputs)
+        generator = Generator(plan, inputs, client, job.load.stall_timeout_s, job.progress)
         generator.run(limit, lambda edge: _mark_window(job.window, edge))
         notes = tuple(text for text in (inputs.note, note) if text)
         job.report.send(_verify(job, Path(go.prepared.reference), generator, inputs, notes))
     except HeadraceError as error:
         job.report.send(ChildFailed(error))
     finally:
-        QueueClient(job.queues).close()
+        if client is not None:
+            client.close()
+
+
+def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | None]:
+    if go.ring is not None:
+        slots = go.ring.layout.slots
+        note = f"at most {slots} of {job.load.num_iters} requests were in flight at once (the ring's slots)"
+        return slots, note if slots < job.load.num_iters else None
+    return in_flight.in_flight_limit(
+        job.load.num_iters,
+        inputs.batches[0].nbytes,
+        in_flight.free_shared_memory(),
+        in_flight.descriptor_limit(),
+    )
 
 
 def plan_phases(load: LoadConfig) -> npt.NDArray[np.int8]:

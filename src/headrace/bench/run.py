@@ -7,6 +7,7 @@ the checkpoint and the eager model's answers. The supervisor itself only waits a
 from __future__ import annotations
 
 import fcntl
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from datetime import UTC, datetime
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from headrace.bench import answers, environment, nvml, prepared, stats, trace
 from headrace.bench.crew import Crew, Member
@@ -27,7 +30,8 @@ from headrace.clock import NS_PER_S
 from headrace.config import RunConfig
 from headrace.errors import RunFailed, WrongAnswers
 from headrace.processes import Ready
-from headrace.transport.pair import QueuePair
+from headrace.transport.layout import Layout
+from headrace.transport.pair import QueuePair, RingPair
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -126,8 +130,11 @@ class _Run:
         self._crew.expect(host, Ready)
         with self._alone():
             self._watcher.stage("loading the model and warming up")
-            host.report.send(Go(ready))
-            load.report.send(Go(ready))
+            ring = self._make_ring(ready)
+            host.report.send(Go(ready, ring))
+            load.report.send(Go(ready, ring))
+            if ring is not None:
+                ring.close()  # what was sent are descriptors of their own
             load_done = self._crew.expect(load, LoadDone)
         self._watcher.stage("finishing")
         host_done = self._crew.expect(host, HostDone, None if self._config.profile else END_TIMEOUT_S)
@@ -146,6 +153,20 @@ class _Run:
             while not _try_lock(lock):
                 self._crew.tick()
             yield
+
+    def _make_ring(self, ready: Prepared) -> RingPair | None:
+        """Make a ring whose slots hold one request and the eager model's answer to it, at up to 8 bytes an element."""
+        config = self._config
+        if config.transport.name != "ring":
+            return None
+        features = np.load(ready.reference, mmap_mode="r").shape[1:]
+        rows = config.inputs.batch_size
+        layout = Layout(
+            slots=config.transport.ring_slots,
+            input_bytes=rows * 3 * config.inputs.image_size**2 * 4,
+            output_bytes=rows * math.prod(features) * 8,
+        )
+        return RingPair.create(layout)
 
     def _start_observers(self) -> tuple[Member, Member]:
         """Start telemetry and load generator, which talk to each other about the window."""
@@ -271,7 +292,7 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
     first_answered = load.records["status"][0] == STATUSES.index("ok")
     return RunSummary(
         schema_version=SCHEMA_VERSION,
-        experiment=config.design.experiment,
+        experiment=config.experiment,
         started_at=started_at,
         options=config,
         command=tuple(command),

@@ -54,6 +54,9 @@ class Device(Protocol):
     def pin(self, tensor: Tensor) -> Tensor:
         """Return `tensor` in fresh page-locked memory, from which copies to the device run without the CPU."""
 
+    def register(self, memory: Tensor) -> None:
+        """Make page-aligned memory that is used again and again known to the device: copies of it need no pinning."""
+
     def name(self) -> str: ...
 
 
@@ -108,6 +111,15 @@ class CudaDevice:
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
 
+    def register(self, memory: Tensor) -> None:
+        # Source: CUDA Runtime API, cudaHostRegister; 0 asks for the default flags.
+        code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+        if code:
+            raise DeviceUnavailable(
+                f"CUDA cannot register {memory.nbytes / 1e6:.0f} MB of shared memory (cudaHostRegister: error {code});"
+                " lower --ring-slots or --batch-size, or use --transport queue"
+            )
+
     def name(self) -> str:
         return torch.cuda.get_device_name(self.torch_device)
 
@@ -142,6 +154,9 @@ class HostDevice:
 
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def register(self, memory: Tensor) -> None:
+        """Nothing to register: the device is the memory's own."""
 
     def name(self) -> str:
         return "cpu"

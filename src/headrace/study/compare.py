@@ -30,7 +30,7 @@ from headrace.study.finished import (
 from headrace.study.quantities import COMPARED
 from headrace.study.verdict import THRESHOLD, Compared, percent, typical, verdict
 
-_EXPERIMENT = re.compile("|".join([*DESIGN_NAMES, r"\d+_predict_workers"]))
+_EXPERIMENT = re.compile(rf"({'|'.join(DESIGN_NAMES)}|\d+_predict_workers)(-ring)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def parse_selection(text: str) -> Selection:
         return Selection(path=Path(head), experiment=tail)
     raise InvalidOption(
         f"{text}: {tail!r} is no experiment; after the colon stands one of {', '.join(DESIGN_NAMES)} or"
-        " N_predict_workers"
+        " N_predict_workers, with -ring behind it for runs over the ring"
     )
 
 

@@ -51,7 +51,7 @@ class SubprocessExecutor:
 
     command: CommandBuilder
     time_limit_s: float = 3600.0  # of one run
-    grace_s: float = 10.0  # from SIGINT to SIGKILL
+    grace_s: float = 10.0  # from SIGTERM to SIGKILL
     linger_s: float = 2.0  # for helpers that go by themselves, as multiprocessing's resource tracker
 
     def __call__(self, planned: PlannedRun, run_dir: Path) -> str | None:
@@ -79,7 +79,7 @@ class SubprocessExecutor:
 
     def _stop(self, child: subprocess.Popen[bytes]) -> None:
         """Ask, wait, then insist. A second Ctrl-C while waiting insists at once."""
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # which it hears even where we were started deaf to SIGINT
         try:
             child.wait(self.grace_s)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):

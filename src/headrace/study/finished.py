@@ -26,6 +26,7 @@ Differences: TypeAlias = Callable[[Environment, Environment], tuple[str, ...]]
 # touches no timing (where files lie, how long to wait for an answer that never comes).
 _MAY_DIFFER = (
     "design.",
+    "transport.",
     "inputs.batch_size",
     "model.compile",
     "model.model_dir",
@@ -103,8 +104,9 @@ def has_wrong_answers(run: RunSummary) -> bool:
 
 def experiment_rank(experiment: str) -> tuple[int, int, str]:
     """Sort experiments as the published tables do: baseline first, several workers last."""
-    if experiment in DESIGN_NAMES:
-        return (0, DESIGN_NAMES.index(experiment), experiment)
+    design = experiment.partition("-")[0]
+    if design in DESIGN_NAMES:
+        return (0, DESIGN_NAMES.index(design), experiment)
     workers = experiment.partition("_")[0]
     return (1, int(workers) if workers.isdigit() else 0, experiment)
 

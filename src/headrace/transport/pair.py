@@ -1,9 +1,17 @@
-"""The two queues between a client and a backend. No torch here: the supervisor makes them and does not compute."""
+"""What lies between a client and a backend: two queues, or a ring's memory. No torch: the supervisor makes them."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from multiprocessing.reduction import DupFd
+from typing import TYPE_CHECKING, Protocol, cast
+
+import psutil
+
+from headrace.errors import TransportFailed
+from headrace.transport.layout import Layout
 
 if TYPE_CHECKING:
     import multiprocessing as mp
@@ -19,3 +27,62 @@ class QueuePair:
 
     requests: mp.Queue[tuple[int, Tensor] | None]
     responses: mp.Queue[Response]
+
+
+@dataclass(slots=True)
+class RingPair:
+    """A ring's memory and the two eventfds that wake its readers.
+
+    Whoever unpickles it, as a child process does, gets descriptors of its own. `close` lets go of them; the memory
+    ends with the last process that holds it, however that process ends.
+    """
+
+    layout: Layout
+    memory_fd: int
+    wake_backend_fd: int
+    wake_client_fd: int
+
+    @classmethod
+    def create(cls, layout: Layout) -> RingPair:
+        """Make the memory, all of it at once, so that it cannot run out while it is used. Raises TransportFailed."""
+        available = psutil.virtual_memory().available
+        if layout.total_bytes > available:  # the kernel would rather take all memory than say so
+            raise TransportFailed(_too_large(layout, f"{available / 1e6:.0f} MB are free"))
+        memory_fd = os.memfd_create("headrace-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(memory_fd, 0, layout.total_bytes)
+        except OSError as error:
+            os.close(memory_fd)
+            raise TransportFailed(_too_large(layout, error.strerror or "refused")) from error
+        # A peer that could shrink the file would turn our next access into a crash.
+        fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        return cls(layout, memory_fd, os.eventfd(0, flags), os.eventfd(0, flags))
+
+    def close(self) -> None:
+        for descriptor in (self.memory_fd, self.wake_backend_fd, self.wake_client_fd):
+            os.close(descriptor)
+
+    def __getstate__(self) -> tuple[Layout, tuple[_Detachable, ...]]:
+        descriptors = (self.memory_fd, self.wake_backend_fd, self.wake_client_fd)
+        return self.layout, tuple(cast("_Detachable", DupFd(descriptor)) for descriptor in descriptors)
+
+    def __setstate__(self, state: tuple[Layout, tuple[_Detachable, ...]]) -> None:
+        self.layout, descriptors = state
+        self.memory_fd, self.wake_backend_fd, self.wake_client_fd = (each.detach() for each in descriptors)
+
+
+def _too_large(layout: Layout, reason: str) -> str:
+    return (
+        f"a ring of {layout.slots} slots needs {layout.total_bytes / 1e6:.0f} MB of shared memory ({reason});"
+        " lower --ring-slots or --batch-size"
+    )
+
+
+class _Detachable(Protocol):
+    """What multiprocessing sends in place of a file descriptor."""
+
+    def detach(self) -> int: ...
+
+
+Pair = QueuePair | RingPair
