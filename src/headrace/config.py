@@ -146,6 +146,11 @@ class RunConfig:
         self.transport.validate()
 
     @property
+    def precision(self) -> Precision:
+        """What the convolutions compute in: a CPU knows no TF32."""
+        return "float32" if self.device == "cpu" else self.model.precision
+
+    @property
     def experiment(self) -> str:
         """The name of this run's row in tables: the published one, with the transport where it is not."""
         suffix = "" if self.transport.name == "queue" else f"-{self.transport.name}"

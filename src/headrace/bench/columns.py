@@ -16,10 +16,23 @@ PUBLISHED = (
     "throughput",
     "gpu_util",
 )
+ACTIVITY = (
+    "sm_activity_pct",
+    "sm_occupancy_pct",
+    "tensor_activity_pct",
+    "dram_activity_pct",
+    "pcie_rx_bytes_per_s",
+    "pcie_tx_bytes_per_s",
+    "gpu_memory_used_bytes",
+    "power_w",
+    "sm_clock_mhz_mean",
+    "cpu_utilization_pct",
+)
 OURS = (
     "experiment",
     "design",
     "num_workers",
+    "transport",
     "num_iters",
     "warmup_iters",
     "device",
@@ -38,16 +51,7 @@ OURS = (
     "p50_service_s",
     "p99_service_s",
     "window_s",
-    "sm_activity_pct",
-    "sm_occupancy_pct",
-    "tensor_activity_pct",
-    "dram_activity_pct",
-    "pcie_rx_bytes_per_s",
-    "pcie_tx_bytes_per_s",
-    "gpu_memory_used_bytes",
-    "power_w",
-    "sm_clock_mhz_mean",
-    "cpu_utilization_pct",
+    *ACTIVITY,
     "max_answer_error",
     "gpu_name",
     "gpu_driver",
@@ -91,11 +95,12 @@ def _options(summary: RunSummary) -> dict[str, object]:
         "experiment": summary.experiment,
         "design": options.design.name,
         "num_workers": options.design.num_workers,
+        "transport": options.transport.name,
         "num_iters": options.load.num_iters,
         "warmup_iters": options.load.warmup_iters,
         "device": options.device,
         "model": options.model.name,
-        "precision": options.model.precision,
+        "precision": options.precision,
         "input": "files" if options.inputs.files else options.inputs.kind,
         "image_size": options.inputs.image_size,
     }
@@ -104,18 +109,6 @@ def _options(summary: RunSummary) -> dict[str, object]:
 def _measured(summary: RunSummary) -> dict[str, object]:
     metrics, activity = summary.metrics, summary.activity
     response, service = metrics.response_time, metrics.service_time
-    names = (
-        "sm_activity_pct",
-        "sm_occupancy_pct",
-        "tensor_activity_pct",
-        "dram_activity_pct",
-        "pcie_rx_bytes_per_s",
-        "pcie_tx_bytes_per_s",
-        "gpu_memory_used_bytes",
-        "power_w",
-        "sm_clock_mhz_mean",
-        "cpu_utilization_pct",
-    )
     return {
         "requests": metrics.requests,
         "errors": metrics.errors,
@@ -129,7 +122,7 @@ def _measured(summary: RunSummary) -> dict[str, object]:
         "p99_service_s": service and service.p99,
         "window_s": metrics.window_s,
         "max_answer_error": summary.answers and summary.answers.max_error,
-    } | {name: getattr(activity, name) for name in names}
+    } | {name: getattr(activity, name) for name in ACTIVITY}
 
 
 def _where(summary: RunSummary) -> dict[str, object]:

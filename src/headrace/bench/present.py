@@ -64,7 +64,7 @@ def summary_table(summary: RunSummary) -> Table:
     options, metrics = summary.options, summary.metrics
     compiled = "compiled" if options.model.compile else "not compiled"
     table = Table(
-        title=f"{summary.experiment}: {options.model.name}, {compiled}, {precision_name(summary)},"
+        title=f"{summary.experiment}: {options.model.name}, {compiled}, {options.precision},"
         f" batch size {options.inputs.batch_size}, {device_name(summary)}",
         title_justify="left",
         title_style="bold",
@@ -102,11 +102,6 @@ def label_table(labelled: Sequence[Labelled], summary: RunSummary) -> Table:
         labels = ", ".join(f"{label.name} {label.probability:.0%}" for label in item.labels)
         table.add_row(item.photograph.name, labels)
     return table
-
-
-def precision_name(summary: RunSummary) -> str:
-    """Return what the convolutions computed with: a CPU knows no TF32."""
-    return "float32" if summary.options.device == "cpu" else summary.options.model.precision
 
 
 def device_name(summary: RunSummary) -> str:

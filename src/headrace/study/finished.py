@@ -139,7 +139,7 @@ def machine(runs: Sequence[RunSummary]) -> str:
         device + (f" (driver {where.gpu_driver})" if where.gpu_driver else ""),
         f"torch {first.torch.torch}" if first.torch else "torch version not recorded",
         f"CUDA {first.torch.cuda}" if first.torch and first.torch.cuda else "",
-        f"model {options.model.name}, precision {options.model.precision}",
+        f"model {options.model.name}, precision {options.precision}",
         f"input {'files' if options.inputs.files else options.inputs.kind}, float32 [batch, 3,"
         f" {options.inputs.image_size}, {options.inputs.image_size}]",
         f"{options.load.num_iters} requests in a burst",
