@@ -1,4 +1,4 @@
-"""A model that costs next to nothing, so that what is measured is the way to it: `--model benchmarks/tiny_model.py:build`."""
+"""A model that costs next to nothing, so that the way to it is measured: `--model benchmarks/tiny_model.py:build`."""
 
 import torch
 

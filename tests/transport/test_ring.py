@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import select
+from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 
 import pytest
@@ -72,6 +74,18 @@ def test_a_ring_is_a_bounded_queue(steps):
     pair.close()
 
 
+def test_a_late_wake_up_is_not_taken_for_work(pair):
+    ring = ring_of(pair)
+    os.eventfd_write(pair.wake_backend_fd, 1)
+    reader = ThreadPoolExecutor(1)
+    taken = reader.submit(ring.take, WAIT_S)
+    while select.select([pair.wake_backend_fd], [], [], 0)[0]:  # until the reader has drained it
+        pass
+    ring.put(Descriptor(5, REQUEST))
+    assert taken.result(WAIT_S).index == 5
+    reader.shutdown()
+
+
 def test_entries_fit_their_place():
     assert DESCRIPTOR >= 32 + 6 * 8 + 4 * 8
 
@@ -135,6 +149,19 @@ def test_slots_are_used_again_and_answers_stay_whole(client):
     kept += [client.receive(WAIT_S) for _ in range(200 - len(kept))]
     assert [response.index for response in kept] == list(range(200))
     assert all((response.output == 2 * response.index).all() for response in kept), "answers are copies"
+
+
+def test_many_requests_under_load_lose_nothing(client):
+    """Long enough for the counters to pass several powers of 256, with both sides falling asleep and being woken."""
+    total, sent, received = 4000, 0, 0
+    while received < total:
+        while sent < min(total, received + LAYOUT.slots):
+            client.send(sent, torch.full((2,), float(sent)))
+            sent += 1
+        response = client.receive(WAIT_S)
+        assert (response.index, response.error) == (received, None)
+        assert response.output.tolist() == [2 * received] * 2
+        received += 1
 
 
 def test_an_error_comes_back_as_its_first_line(client):

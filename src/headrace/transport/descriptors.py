@@ -18,14 +18,14 @@ import threading
 from dataclasses import dataclass
 from mmap import mmap
 
+from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.errors import TransportFailed
 from headrace.transport.layout import COUNTERS, DESCRIPTOR, LINE
 
 ORDERED_MACHINES = ("x86_64", "AMD64")
 MAX_DIMENSIONS = 6
-_COUNTER = struct.Struct("<Q")
 _BODY = struct.Struct(f"<q5i4x{MAX_DIMENSIONS}q4q")
-_WRITTEN, _READ, _ASLEEP = 0, LINE, 2 * LINE
+_WRITTEN, _READ, _ASLEEP = (line * LINE // 8 for line in range(3))  # counters, as indexes of 8-byte words
 
 
 @dataclass(slots=True)
@@ -63,6 +63,9 @@ class DescriptorRing:
         self._entries = entries
         self._wake_fd = wake_fd
         self._lock = threading.Lock()
+        # Words of a memoryview are stored and loaded whole. struct's explicit byte orders go byte by byte: another
+        # process then reads half a counter (seen: a descriptor read twice at the 256th).
+        self._counters = memoryview(memory)[offset : offset + COUNTERS].cast("Q")
 
     def put(self, descriptor: Descriptor) -> None:
         """Append a descriptor and wake a sleeping reader. Raises TransportFailed if the ring is full."""
@@ -78,7 +81,7 @@ class DescriptorRing:
 
     def take(self, timeout_s: float) -> Descriptor | None:
         """Return the next descriptor, or None after `timeout_s` without one."""
-        if not self._has_work() and not self._sleep(timeout_s):
+        if not self._has_work() and not self._wait(timeout_s):
             return None
         read = self._get(_READ)
         descriptor = _unpack(self._memory, self._entry(read))
@@ -88,8 +91,18 @@ class DescriptorRing:
     def _has_work(self) -> bool:
         return self._get(_READ) != self._get(_WRITTEN)
 
+    def _wait(self, timeout_s: float) -> bool:
+        """Sleep until there is work or the time is over; return whether there is some.
+
+        A wake-up may come late, for work that the reader has found by itself, and then there is none.
+        """
+        deadline_ns = now_ns() + int(timeout_s * NS_PER_S)
+        while not self._sleep(max(0.0, seconds(deadline_ns - now_ns()))):
+            if now_ns() >= deadline_ns:
+                return False
+        return True
+
     def _sleep(self, timeout_s: float) -> bool:
-        """Wait for work; return whether there is some."""
         self._set(_ASLEEP, 1)
         with self._lock:  # the fence
             pass
@@ -103,11 +116,10 @@ class DescriptorRing:
         return self._offset + COUNTERS + number % self._entries * DESCRIPTOR
 
     def _get(self, counter: int) -> int:
-        value: int = _COUNTER.unpack_from(self._memory, self._offset + counter)[0]
-        return value
+        return self._counters[counter]
 
     def _set(self, counter: int, value: int) -> None:
-        _COUNTER.pack_into(self._memory, self._offset + counter, value)
+        self._counters[counter] = value
 
 
 def _pack(memory: mmap, at: int, what: Descriptor) -> None:
