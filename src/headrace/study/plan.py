@@ -20,6 +20,7 @@ from headrace.errors import InvalidOption, OutputError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "plan.json"
+COMPILE_MODES = ([False], [True], [False, True])  # off, on, both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class SweepConfig:
             known = ", ".join(DESIGN_NAMES)
             require(design in DESIGN_NAMES, f"--designs {design}: there is no such design; choose from {known}")
         require(min(self.workers) >= 1, f"--workers {min(self.workers)}: at least 1 worker must predict")
+        modes = " ".join("on" if compiled else "off" for compiled in self.compile) or "nothing"
+        require(sorted(self.compile) in COMPILE_MODES, f"--compile {modes}: choose off, on or both")
         smallest = min(self.batch_sizes)
         require(smallest >= 1, f"--batch-sizes {smallest}: a request has at least 1 row")
         require(self.repeats >= 1, f"--repeats {self.repeats}: at least 1 is needed")
@@ -58,7 +61,6 @@ class SweepConfig:
             ("--designs", self.designs),
             ("--workers", self.workers),
             ("--batch-sizes", self.batch_sizes),
-            ("--compile", self.compile),
         )
 
 
@@ -194,4 +196,4 @@ def _refusal(design: DesignName, workers: int, compiled: bool) -> str | None:
 
 
 def _joined(values: Sequence[object]) -> str:
-    return ",".join(str(value) for value in values)
+    return " ".join(str(value) for value in values)
