@@ -58,31 +58,49 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
 
 
-def start(*words: object, cwd: Path, limit_bytes: int | None = None) -> subprocess.Popen[str]:
+class Started(subprocess.Popen[str]):
+    """A command under way, in a session of its own. As a context, it does not outlive its block."""
+
+    def __exit__(self, *details: object) -> None:
+        if self.poll() is None:
+            self.kill()  # its children die with it
+        super().__exit__(*details)  # type: ignore[arg-type]
+
+    def members(self) -> list[psutil.Process]:
+        """Return every process of its session, also those whose parent has gone."""
+        return [process for process in psutil.process_iter() if _session(process) == self.pid]
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:  # it ended meanwhile
+        return None
+
+
+def start(*words: object, cwd: Path, limit_bytes: int | None = None) -> Started:
     """Start `headrace WORDS` (or `server.py WORDS`) in `cwd`."""
     program = [str(ROOT / "server.py")] if words[0] == "server.py" else ["-m", "headrace", str(words[0])]
     # A shell starts commands in the background deaf to Ctrl-C, and these tests with them.
     command = ["env", "--default-signal=INT", sys.executable, *program, *map(str, words[1:])]
     if limit_bytes is not None:
         command = ["prlimit", f"--fsize={limit_bytes}", *command]
-    return subprocess.Popen(
+    return Started(
         command,
         cwd=cwd,
         env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
 def run(*words: object, cwd: Path, limit_bytes: int | None = None) -> Ended:
-    """Run to the end. A command that hangs fails the test."""
-    process = start(*words, cwd=cwd, limit_bytes=limit_bytes)
-    try:
+    """Run to the end. A command that hangs, or leaves a process behind, fails the test."""
+    with start(*words, cwd=cwd, limit_bytes=limit_bytes) as process:
         out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    assert all_gone(process.members()), err
     return Ended(process.returncode, out, err)
 
 

@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
 from headrace.bench import nvml
+from headrace.bench.inputs import photograph_files
 from headrace.bench.summary import load_summary
 from tests.commands import QUICK, TINY, all_gone, model_file, run, start
 
@@ -125,6 +127,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line(tmp_path, checkpoint
     assert ended.code == 1
     assert words in ended.message
     assert "headrace checkpoint" in ended.message
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("limit_bytes", [100, 4500], ids=["nothing fits", "not all fits"])
@@ -164,17 +167,24 @@ build_tiny, build = build, Slow
 )
 
 
+@contextmanager
 def slow_run(folder, *options, after=4):
-    """Start a run whose model stops to sleep after some calls; return it, and its processes, once it sleeps."""
+    """Start a run whose model stops to sleep after some calls; give it, and its processes, once it sleeps."""
     source = SLOW.replace("SLOW_AFTER", str(after))
     files = ("--output-dir", "out", "--output-file", "o.csv")
-    process = start("bench", *QUICK, "--model", model_file(folder, source), *files, *options, cwd=folder)
+    with start("bench", *QUICK, "--model", model_file(folder, source), *files, *options, cwd=folder) as process:
+        wait_until(lambda: (folder / "slow").exists() and (folder / "slow").read_text(), process)
+        yield process, psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_until(reached, process):
+    """Return what `reached` returns, once it does; fail where the process ends before."""
     deadline = time.monotonic() + LIMIT_S
-    while not ((folder / "slow").exists() and (folder / "slow").read_text()):
+    while not (found := reached()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return process, psutil.Process(process.pid).children(recursive=True)
+    return found
 
 
 def left_in(folder):
@@ -182,12 +192,16 @@ def left_in(folder):
 
 
 @pytest.mark.parametrize("design", ["original", "h2d_d2h_threads"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_run_ends_every_process_and_leaves_no_result(tmp_path, design, number, code):
-    process, children = slow_run(tmp_path, "--design", design)
-    assert len(children) >= 3 + (design == "original")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(os.killpg, signal.SIGINT, 130), (os.kill, signal.SIGTERM, 143)],
+    ids=["Ctrl-C on a terminal, which every process hears", "SIGTERM"],
+)
+def test_an_interrupted_run_ends_every_process_and_leaves_no_result(tmp_path, design, send, number, code):
+    with slow_run(tmp_path, "--design", design) as (process, children):
+        assert len(children) >= 3 + (design == "original")
+        send(process.pid, number)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == code
     assert "Traceback" not in err
     assert all_gone(children)
@@ -197,19 +211,19 @@ def test_an_interrupted_run_ends_every_process_and_leaves_no_result(tmp_path, de
 
 @pytest.mark.parametrize("design", ["original", "h2d_d2h_threads"])
 def test_a_killed_supervisor_takes_every_process_with_it(tmp_path, design):
-    process, children = slow_run(tmp_path, "--design", design)
-    process.kill()
-    process.communicate(timeout=20)
+    with slow_run(tmp_path, "--design", design) as (process, children):
+        process.kill()
+        process.communicate(timeout=20)
     assert all_gone(children)
 
 
 @pytest.mark.parametrize("design", ["original", "executor"])
 def test_a_killed_backend_ends_the_run_at_once_with_its_name(tmp_path, design):
-    process, children = slow_run(tmp_path, "--design", design)
-    backend = int((tmp_path / "slow").read_text())
-    assert backend in [child.pid for child in children]
-    os.kill(backend, signal.SIGKILL)
-    _, err = process.communicate(timeout=20)
+    with slow_run(tmp_path, "--design", design) as (process, children):
+        backend = int((tmp_path / "slow").read_text())
+        assert backend in [child.pid for child in children]
+        os.kill(backend, signal.SIGKILL)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "the backend process was killed by signal 9" in err
     assert all_gone(children)
@@ -224,11 +238,15 @@ def test_a_model_that_never_answers_ends_the_run_after_the_time_given(tmp_path, 
     assert left_in(tmp_path) == []
 
 
-def test_the_published_command_line(checkpoint):
-    options = ("--num_iters", "3", "--batch_size", "2", "--model_dir", checkpoint, "--no-compile", "--num_workers", "2")
-    ended = run("server.py", *options, "--output_file", "x.csv", "--device", "cpu", cwd=checkpoint)
+def test_the_published_command_line(tmp_path, checkpoint):
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(checkpoint / "resnet18-random-seed3.pth", models / "resnet18-f37072fd.pth")  # so none is fetched
+    options = ("--num_iters", "3", "--batch_size", "2", "--model_dir", "models", "--no-compile", "--num_workers", "2")
+    ended = run("server.py", *options, "--output_file", "x.csv", "--device", "cpu", cwd=tmp_path)
     assert ended.code == 0, ended.err
-    header, row = (checkpoint / "results" / "x.csv").read_text().splitlines()
+    assert [path.name for path in models.iterdir()] == ["resnet18-f37072fd.pth"]
+    header, row = (tmp_path / "results" / "x.csv").read_text().splitlines()
     values = dict(zip(header.split(","), row.split(","), strict=True))
     assert (values["batch_size"], values["compile"], values["experiment"]) == ("2", "False", "2_predict_workers")
     assert float(values["warmup_latency"]) > 0
@@ -256,6 +274,14 @@ def test_photographs_get_their_labels(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_own_photograph_gets_its_label(tmp_path):
+    shutil.copy(photograph_files()["chelsea"], tmp_path / "mine.png")
+    ended = run("classify", "--device", "cpu", "--design", "executor", "mine.png", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    labels = [line.split("│")[1:3] for line in ended.out.splitlines() if "│" in line]
+    assert [(name.strip(), "cat" in found) for name, found in labels] == [("mine.png", True)]
+
+
 @pytest.mark.parametrize("name", ["missing.jpg", "text.png"])
 def test_a_file_that_is_no_photograph_is_told(tmp_path, name):
     (tmp_path / "text.png").write_text("not a picture")
@@ -273,15 +299,11 @@ SWEEP = (
 
 def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path, tiny):
     command = (*SWEEP, "--model", tiny)
-    process = start(*command, cwd=tmp_path)
-    deadline = time.monotonic() + LIMIT_S
-    while not (finished := list((tmp_path / "s").glob("runs/*/summary.json"))):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    with start(*command, cwd=tmp_path) as process:
+        finished = wait_until(lambda: list((tmp_path / "s").glob("runs/*/summary.json")), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "finished runs stay, and the same command goes on" in err
     assert all_gone(children)

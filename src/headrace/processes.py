@@ -7,7 +7,10 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 from headrace.errors import HeadraceError
 
@@ -39,6 +42,20 @@ def become_child() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:  # the parent died before prctl took effect
             os._exit(1)
+
+
+@contextmanager
+def children_deaf_to_ctrl_c() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started within; ours waits until the end of the block.
+
+    A terminal sends it to children too, and until one reaches `become_child` it would end in a traceback.
+    """
+    resource_tracker.ensure_running()  # started within, it would let the signal through again (Python 3.11)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def describe(error: BaseException) -> str:

@@ -27,6 +27,12 @@ def says_ready_and_sleeps(job):
     time.sleep(600)
 
 
+def says_whether_ctrl_c_is_held_back(job):
+    held_back = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    become_child()
+    job.report.send(Ready((str(held_back),)))
+
+
 def fails(job):
     become_child()
     job.report.send(ChildFailed(ModelError("wrong keys")))

@@ -1,5 +1,7 @@
 """Whatever a child does, the supervisor is told at once, and nobody is left behind."""
 
+import signal
+
 import psutil
 import pytest
 
@@ -58,6 +60,12 @@ def test_a_silent_child_is_not_waited_for_longer_than_asked(crew):
     crew.expect(member, Ready, 60)
     with pytest.raises(RunFailed, match=r"said nothing for 0\.2 s"):
         crew.expect(member, Ready, 0.2)
+
+
+def test_ctrl_c_does_not_reach_a_child_before_it_can_ignore_it(crew):
+    member = start(crew, "says_whether_ctrl_c_is_held_back")
+    assert crew.expect(member, Ready, 60) == Ready(("True",))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "we still hear it"
 
 
 def test_stop_leaves_no_process(crew):

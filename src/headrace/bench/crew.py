@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from headrace.clock import now_ns
 from headrace.errors import RunFailed
-from headrace.processes import ChildFailed, enter
+from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
 
 Message = TypeVar("Message")
 TICK_S = 0.1  # between two looks at the progress
@@ -45,10 +45,11 @@ class Crew:
         """
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=enter, args=(target, make_job(theirs)), name=name)
-        process.start()
-        theirs.close()
         member = Member(name, process, ours, [])
-        self._members.append(member)
+        with children_deaf_to_ctrl_c():
+            process.start()
+            self._members.append(member)
+        theirs.close()
         return member
 
     def expect(self, member: Member, kind: type[Message], timeout_s: float | None = None) -> Message:
