@@ -60,6 +60,14 @@ def test_experiments_have_their_published_names(design, name):
 
 
 @pytest.mark.parametrize(
+    ("device", "kind", "index"), [("cpu", "cpu", None), ("cuda", "cuda", 0), ("cuda:3", "cuda", 3)]
+)
+def test_a_device_is_a_kind_and_a_number(device, kind, index):
+    config = RunConfig(device=device)
+    assert (config.device_kind, config.gpu_index) == (kind, index)
+
+
+@pytest.mark.parametrize(
     ("inputs", "batches", "rows"),
     [
         (InputConfig(batch_size=1), 101, 101),

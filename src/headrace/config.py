@@ -146,9 +146,19 @@ class RunConfig:
         self.transport.validate()
 
     @property
+    def device_kind(self) -> str:
+        """The device without its number: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+    @property
+    def gpu_index(self) -> int | None:
+        """The CUDA index; None on the CPU."""
+        return int(self.device.partition(":")[2] or 0) if self.device_kind == "cuda" else None
+
+    @property
     def precision(self) -> Precision:
         """What the convolutions compute in: a CPU knows no TF32."""
-        return "float32" if self.device == "cpu" else self.model.precision
+        return "float32" if self.device_kind == "cpu" else self.model.precision
 
     @property
     def experiment(self) -> str:

@@ -178,18 +178,17 @@ class _Run:
             return TelemetryJob(
                 window=to_load,
                 report=report,
-                gpu_index=gpu_index(config.device),
+                gpu_index=config.gpu_index,
                 interval_s=config.telemetry_interval_s,
                 samples_path=self._folder / "telemetry.parquet",
             )
 
         def load_job(report: Connection) -> LoadJob:
-            device_type = config.device.partition(":")[0]
             return LoadJob(
                 inputs=config.inputs,
                 load=config.load,
-                backend_on_cpu=device_type == "cpu",
-                tolerance=answers.tolerance(device_type, config.model.precision, compiled=config.model.compile),
+                backend_on_cpu=config.device_kind == "cpu",
+                tolerance=answers.tolerance(config.device_kind, config.model.precision, compiled=config.model.compile),
                 queues=self._queues,
                 report=report,
                 window=to_telemetry,
@@ -260,12 +259,6 @@ def num_requests(config: RunConfig) -> int:
     return 1 + config.load.warmup_iters + config.load.num_iters
 
 
-def gpu_index(device: str) -> int | None:
-    """Return the CUDA index in "cuda" or "cuda:N"; None for the CPU."""
-    kind, _, index = device.partition(":")
-    return int(index or 0) if kind == "cuda" else None
-
-
 def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
     """Split the warm-up latency at the backend's marks. The parts sum to it.
 
@@ -288,7 +281,7 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
     metrics = stats.compute(load.records)
-    gpu = gpu_index(config.device)
+    gpu = config.gpu_index
     first_answered = load.records["status"][0] == STATUSES.index("ok")
     return RunSummary(
         schema_version=SCHEMA_VERSION,

@@ -147,7 +147,7 @@ def _conditions(run: RunSummary) -> list[str]:
         ("requests", str(options.load.num_iters), "100"),
         ("image size", str(options.inputs.image_size), "250"),
         ("input", "files" if options.inputs.files else options.inputs.kind, "random"),
-        ("device", options.device.partition(":")[0], "cuda"),
+        ("device", options.device_kind, "cuda"),
     )
     different = [f"{name} {here} (published: {there})" for name, here, there in pairs if here != there]
     return [f"Other than published: {', '.join(different)}."] if different else []

@@ -187,7 +187,7 @@ def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
 def _flat_options(run: RunSummary) -> dict[str, str]:
     """Return options as `section.name` -> text, the device without its number: GPUs are told by name."""
     options: dict[str, object] = msgspec.to_builtins(run.options, enc_hook=str)
-    return dict(_flatten("", options)) | {"device": run.options.device.partition(":")[0]}
+    return dict(_flatten("", options)) | {"device": run.options.device_kind}
 
 
 def _flatten(prefix: str, value: object) -> list[tuple[str, str]]:
