@@ -54,6 +54,33 @@ class TransportFailed(HeadraceError):
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
+class PeerGone(TransportFailed):
+    """The process at the other end has ended; what it held is lost, and the caller is told."""
+
+    grpc_code = "UNAVAILABLE"
+
+
+class InvalidRequest(HeadraceError):
+    """A request that the model cannot take; nothing was copied or computed."""
+
+    http_status = 400
+    grpc_code = "INVALID_ARGUMENT"
+
+
+class QueueFull(HeadraceError):
+    """There is no room for a request now; nothing was copied or computed. Try again later."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
+class EngineStopped(HeadraceError):
+    """The engine takes no requests: it was stopped, or its device is lost. Start a new one."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+
+
 class OutputError(HeadraceError):
     """A result file cannot be written, or an old one does not fit."""
 

@@ -14,15 +14,21 @@ from headrace.config import (
     PRECISIONS,
     DesignConfig,
     InputConfig,
+    LanesConfig,
     LoadConfig,
     ModelConfig,
     RunConfig,
     TransportConfig,
 )
 from headrace.errors import DeviceUnavailable, InvalidOption
+from headrace.pipeline.batch import powers_of_two
 from headrace.study.plan import SweepConfig
 
 NUM_ITERS = 100  # as published
+LANES = 8
+LANES_CPU = 1
+LANES_ROWS = 65_536
+RING_SLOTS = 16
 NUM_ITERS_CPU = 20  # a CPU needs minutes for the published number
 DISTINCT_IMAGES = 256
 DISTINCT_IMAGES_CPU = 64  # each costs one more forward of the eager model before the run
@@ -49,7 +55,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="tf32",
-        help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not (default: tf32)",
+        help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute"
+        " in 16 bits, with --design lanes (default: tf32)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
@@ -70,6 +77,12 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         " (default: 2 per worker; the published experiment sent none)",
     )
     group.add_argument("--input", choices=INPUT_KINDS, default="photos", help="(default: photos)")
+    group.add_argument(
+        "--wire",
+        default="float32",
+        metavar="TYPE",
+        help="float32: images normalised by the client; uint8: as they are, normalised by the lanes (default: float32)",
+    )
     group.add_argument("--image-size", type=int, default=250, metavar="PIXELS", help="(default: 250)")
     group.add_argument(
         "--distinct-images",
@@ -112,11 +125,83 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_design_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("design")
     group.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
-    group.add_argument("--num-workers", type=int, default=1, metavar="N", help="predict threads (default: 1)")
+    group.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help=f"predict threads, or lanes (default: 1; lanes: {LANES}, {LANES_CPU} on the CPU)",
+    )
     add_transport_options(group)
     group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
+    )
+    add_lanes_options(parser)
+
+
+def add_lanes_options(parser: argparse.ArgumentParser) -> None:
+    defaults = LanesConfig()
+    group = parser.add_argument_group("lanes (--design lanes)")
+    group.add_argument(
+        "--max-batch-size",
+        type=int,
+        metavar="ROWS",
+        help="gather requests into batches of up to so many rows (default: --batch-size, which gathers nothing)",
+    )
+    group.add_argument(
+        "--buckets",
+        type=int,
+        nargs="+",
+        metavar="ROWS",
+        help="batch sizes to prepare the model for (default: with --max-batch-size its powers of two, else --batch-size)",
+    )
+    group.add_argument(
+        "--max-queue-delay-us",
+        type=int,
+        default=defaults.max_queue_delay_us,
+        metavar="US",
+        help="let a batch wait so long to grow, even for a free lane (default: 0: no lane idles while requests wait)",
+    )
+    group.add_argument(
+        "--lane-depth",
+        type=int,
+        default=defaults.depth,
+        metavar="N",
+        help=f"batches that a lane has at once, running and queued behind (default: {defaults.depth})",
+    )
+    group.add_argument(
+        "--limits",
+        action=argparse.BooleanOptionalAction,
+        help="measure after serving what no server could exceed, and print the efficiency (default: with lanes)",
+    )
+    for name, default, text in (
+        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
+        ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
+        ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
+        ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
+        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call"),
+        ("space-to-depth", defaults.space_to_depth, "rewrite a strided first convolution as a dense one (exact)"),
+    ):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def _buckets(args: argparse.Namespace) -> tuple[int, ...]:
+    if args.buckets:
+        return tuple(args.buckets)
+    return (args.batch_size,) if args.max_batch_size is None else powers_of_two(args.max_batch_size)
+
+
+def lanes_config(args: argparse.Namespace) -> LanesConfig:
+    return LanesConfig(
+        buckets=_buckets(args),
+        max_queue_delay_us=args.max_queue_delay_us,
+        depth=args.lane_depth,
+        graphs=args.graphs,
+        spin=args.spin,
+        channels_last=args.channels_last,
+        fold_batch_norm=args.fold_batch_norm,
+        fuse_epilogues=args.fuse_epilogues,
+        space_to_depth=args.space_to_depth,
     )
 
 
@@ -184,12 +269,15 @@ def child_options(args: argparse.Namespace, device: str) -> tuple[str, ...]:
         "--precision": args.precision,
         "--warmup-iters": args.warmup_iters,
         "--input": args.input,
+        **({"--wire": args.wire} if args.wire != "float32" else {}),
         "--image-size": args.image_size,
         "--distinct-images": args.distinct_images,
         "--seed": args.seed,
         "--stall-timeout": args.stall_timeout,
         "--exclusive": args.exclusive,
-        **({"--transport": args.transport, "--ring-slots": args.ring_slots} if args.transport != "queue" else {}),
+        "--transport": args.transport,
+        "--ring-slots": args.ring_slots,
+        **({"--client": args.client} if args.client != "copy" else {}),
     }
     given = [word for option, value in shared.items() if value is not None for word in (option, str(value))]
     return (*given, "--download" if args.download else "--no-download")
@@ -198,16 +286,28 @@ def child_options(args: argparse.Namespace, device: str) -> tuple[str, ...]:
 def add_transport_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--transport",
-        default="queue",
         metavar="NAME",
-        help="queue (published) or ring: how batches cross processes (default: queue)",
+        help="queue (published) or ring: how batches cross processes (default: queue; lanes: ring)",
     )
-    group.add_argument("--ring-slots", type=int, default=16, metavar="N", help="requests a ring holds (default: 16)")
+    group.add_argument(
+        "--ring-slots",
+        type=int,
+        metavar="N",
+        help=f"requests a ring holds (default: {RING_SLOTS}; lanes: as many as keep them busy)",
+    )
+    group.add_argument(
+        "--client",
+        default="copy",
+        metavar="KIND",
+        help="over the ring: copy each batch in, or zero-copy, its data being there already (default: copy)",
+    )
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:
     """Return the run that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
     device = resolve_device(args.device)
+    lanes = lanes_config(args)
+    workers = _default_workers(args.design, device) if args.num_workers is None else args.num_workers
     config = RunConfig(
         device=device,
         model=ModelConfig(
@@ -218,18 +318,25 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             compile=args.compile,
             precision=args.precision,
         ),
-        design=DesignConfig(name=args.design, num_workers=args.num_workers),
+        design=DesignConfig(name=args.design, num_workers=workers),
         inputs=InputConfig(
             kind=args.input,
+            wire=args.wire,
             batch_size=args.batch_size,
             image_size=args.image_size,
             distinct_images=_by_device(args.distinct_images, device, DISTINCT_IMAGES, DISTINCT_IMAGES_CPU),
             seed=args.seed,
         ),
-        transport=TransportConfig(name=args.transport, ring_slots=args.ring_slots),
+        transport=TransportConfig(
+            name=args.transport or ("ring" if args.design == "lanes" else "queue"),
+            ring_slots=_default_slots(args, workers, lanes) if args.ring_slots is None else args.ring_slots,
+            client=args.client,
+        ),
+        lanes=lanes,
+        limits=args.design == "lanes" if args.limits is None else args.limits,
         load=LoadConfig(
-            num_iters=_by_device(args.num_iters, device, NUM_ITERS, NUM_ITERS_CPU),
-            warmup_iters=2 * args.num_workers if args.warmup_iters is None else args.warmup_iters,
+            num_iters=_by_device(args.num_iters, device, _usual_iters(args), NUM_ITERS_CPU),
+            warmup_iters=2 * workers if args.warmup_iters is None else args.warmup_iters,
             stall_timeout_s=args.stall_timeout,
             keep_answers=args.keep_answers,
         ),
@@ -237,6 +344,25 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     )
     config.validate()
     return config
+
+
+def _default_workers(design: str, device: str) -> int:
+    if design != "lanes":
+        return 1
+    return LANES_CPU if device == "cpu" else LANES
+
+
+def _default_slots(args: argparse.Namespace, workers: int, lanes: LanesConfig) -> int:
+    """Return how many requests a ring should hold: with lanes, twice what they can have at once."""
+    if args.design != "lanes":
+        return RING_SLOTS
+    batches = workers * (lanes.depth + 1)
+    return max(RING_SLOTS, batches * max(1, max(lanes.buckets, default=1) // max(1, args.batch_size)))
+
+
+def _usual_iters(args: argparse.Namespace) -> int:
+    """Return the published number; with lanes, so many that a fast GPU is busy for a second or more."""
+    return max(NUM_ITERS, LANES_ROWS // max(1, args.batch_size)) if args.design == "lanes" else NUM_ITERS
 
 
 def _by_device(given: int | None, device: str, usual: int, on_cpu: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from headrace.transport.table import RowTable
 
 
 @dataclass(slots=True)
@@ -22,11 +25,11 @@ class Timeline:
 
 @dataclass(slots=True)
 class Request:
-    """One batch on its way through the backend. One stage owns it at a time."""
+    """One batch on its way through a published design. One stage owns it at a time."""
 
     index: int
     inputs: Tensor  # [rows, *features], on the CPU, in shared memory
-    slot: int = -1  # of a ring, where the inputs lie; -1 where the transport has none
+    first_row: int = -1  # of a ring's table, where the inputs lie; -1 where the transport has none
     timeline: Timeline = field(default_factory=Timeline)
 
 
@@ -38,3 +41,61 @@ class Response:
     timeline: Timeline
     output: Tensor | None = None
     error: str | None = None
+
+
+class Source(Protocol):
+    """Where rows come from: a table, and somebody to tell when they have been answered."""
+
+    @property
+    def table(self) -> RowTable: ...
+
+    def finish(self, tickets: Sequence[Ticket]) -> None:
+        """Tell that these have ended: with outputs in their rows, or with `error`. Each exactly once."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request on its way through the lanes: consecutive rows of a source's table. One stage owns it at a time."""
+
+    source: Source
+    index: int  # the source's own
+    first_row: int
+    rows: int
+    received_ns: int
+    started_ns: int = 0  # launched on a lane
+    computed_ns: int = 0  # outputs in the table
+    lane: int = 0
+    batch_rows: int = 0  # of the batch that it was computed in
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Segment:
+    """Consecutive rows of one table that are copied as one."""
+
+    table: RowTable
+    first_row: int
+    rows: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests that run together on one lane, padded to a bucket. Rows past the sum are computed and never read."""
+
+    tickets: list[Ticket]
+    segments: list[Segment]
+    rows: int
+    bucket: int  # rows that the model runs with
+    token: object = None  # the lane's own: how it knows this batch again
+
+    @classmethod
+    def of(cls, tickets: list[Ticket], bucket: int) -> Batch:
+        """Join requests; those that lie side by side in one table become one segment."""
+        segments: list[Segment] = []
+        for ticket in tickets:
+            last = segments[-1] if segments else None
+            if last and last.table is ticket.source.table and last.first_row + last.rows == ticket.first_row:
+                last.rows += ticket.rows
+            else:
+                segments.append(Segment(ticket.source.table, ticket.first_row, ticket.rows))
+        return cls(tickets, segments, sum(segment.rows for segment in segments), bucket)

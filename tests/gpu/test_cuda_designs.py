@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace.config import DesignConfig
-from headrace.designs import make_design
+from headrace.designs import make_published_design
 from headrace.runtime.device import open_device
 from tests.designs.test_designs import DESIGNS, ListEndpoint
 
@@ -32,7 +32,7 @@ def test_every_answer_is_the_eager_models(config, rows):
     device = open_device("cuda")
     device.start()
     endpoint = ListEndpoint(batches)
-    make_design(config).serve(endpoint, device, lambda: model)
+    make_published_design(config).serve(endpoint, device, lambda: model)
     assert endpoint.errors == {}
     assert sorted(endpoint.outputs) == list(range(200))
     for index, reference in enumerate(expected):
@@ -47,6 +47,6 @@ def test_an_exception_on_the_device_answers_its_request_and_no_other():
     device = open_device("cuda")
     device.start()
     endpoint = ListEndpoint(batches)
-    make_design(DesignConfig(num_workers=2)).serve(endpoint, device, lambda: model)
+    make_published_design(DesignConfig(num_workers=2)).serve(endpoint, device, lambda: model)
     assert sorted(endpoint.errors) == [3]
     assert sorted(endpoint.outputs) == [0, 1, 2, 4, 5]

@@ -5,8 +5,10 @@ import threading
 import pytest
 import torch
 
-from headrace.designs import make_design
+from headrace.bench.senders import CopyingSender
+from headrace.designs import make_published_design
 from headrace.runtime.device import open_device
+from headrace.tensors import TensorSpec
 from headrace.transport.layout import Layout
 from headrace.transport.pair import RingPair
 from headrace.transport.ring import RingClient, RingEndpoint
@@ -24,28 +26,37 @@ def test_answers_over_registered_memory_are_the_eager_models(config):
     device = open_device("cuda")
     device.start()
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 7)).cuda()
-    pair = RingPair.create(Layout(slots=4, input_bytes=5 * 3 * 32 * 32 * 4, output_bytes=5 * 7 * 4))
-    client, endpoint = RingClient(pair), RingEndpoint(pair, device.register)
-    server = threading.Thread(target=make_design(config).serve, args=(endpoint, device, lambda: model))
+    pair = RingPair.create(
+        Layout(
+            rows=20,
+            inputs=(TensorSpec(name="input", dtype="float32", features=(3, 32, 32)),),
+            outputs=(TensorSpec(name="output", dtype="float32", features=(7,)),),
+        )
+    )
+    batches = [torch.randn(5, 3, 32, 32) for _ in range(100)]
+    sender, endpoint = CopyingSender(RingClient(pair), batches), RingEndpoint(pair, device.register)
+    server = threading.Thread(target=make_published_design(config).serve, args=(endpoint, device, lambda: model))
     server.start()
-    waiting: dict[int, torch.Tensor] = {}
+    waiting = 0
     for index in range(100):
-        batch = torch.randn(5, 3, 32, 32)
-        waiting[index] = batch
-        client.send(index, batch)
-        if len(waiting) == 4:
-            _check_one(client, model, waiting)
+        assert sender.send([index]) == (index,)
+        waiting += 1
+        if waiting == 4:
+            waiting -= _check_some(sender, model, batches)
     while waiting:
-        _check_one(client, model, waiting)
-    client.close()
+        waiting -= _check_some(sender, model, batches)
+    sender.close()
     server.join(WAIT_S)
     assert not server.is_alive()
+    endpoint.close()
     pair.close()
 
 
-def _check_one(client, model, waiting):
-    response = client.receive(WAIT_S)
-    assert response.error is None
-    with torch.no_grad():
-        expected = model(waiting.pop(response.index).cuda()).cpu()
-    torch.testing.assert_close(response.output, expected, rtol=1e-3, atol=1e-3)
+def _check_some(sender, model, batches):
+    received = sender.receive(WAIT_S)
+    assert received.first_error is None
+    for index, output in zip(received.descriptors["index"], received.outputs, strict=True):
+        with torch.no_grad():
+            expected = model(batches[index].cuda()).cpu()
+        torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-3, atol=1e-3)
+    return len(received.outputs)

@@ -11,6 +11,8 @@ from headrace.bench.summary import AnswerCheck
 from headrace.config import Precision
 from headrace.errors import WrongAnswers
 
+# Seen on an H100 with ResNet-18, random weights: fp16 1.6e-3, bf16 1.3e-2 at most.
+COMPUTE_TOLERANCES: dict[Precision, float] = {"fp16": 1e-2, "bf16": 5e-2}
 MOST_COMPARED_ROWS = 512  # pairwise: 131,000 distances
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +30,8 @@ def tolerance(device_type: str, precision: Precision, *, compiled: bool) -> floa
     run as Winograd transforms, and compiled code because it computes batch norms otherwise. An exchanged row
     differs by far more, which `nearest_distinct` verifies in every run.
     """
+    if precision in COMPUTE_TOLERANCES:
+        return COMPUTE_TOLERANCES[precision]
     if device_type == "cuda":
         return 1e-2 if precision == "tf32" else 1e-3
     return 1e-3 if compiled else 1e-4

@@ -13,21 +13,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torchvision
 from torch.profiler import ProfilerActivity, profile
 
+from headrace.bench import limits
 from headrace.bench.jobs import Go, HostDone, HostJob
-from headrace.bench.summary import TorchFacts
+from headrace.bench.summary import Limits, TorchFacts
 from headrace.clock import now_ns
-from headrace.designs import make_design
-from headrace.designs.base import Model
+from headrace.designs import make_published_design
+from headrace.designs.base import Design, Model
+from headrace.designs.lanes import LanesDesign
 from headrace.errors import HeadraceError, RunFailed
 from headrace.model import precision
 from headrace.model.load import load_model
+from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from headrace.pipeline.wiring import LaneSet
 from headrace.processes import ChildFailed, Ready, become_child, describe
 from headrace.runtime.device import Device, open_device
 from headrace.transport.queue import QueueEndpoint
@@ -40,7 +45,7 @@ def run_host(job: HostJob) -> None:
     job.report.send(Ready())
     go = job.report.recv()
     assert isinstance(go, Go)
-    if not make_design(job.design).own_process:
+    if job.design.name != "original":
         run_backend(job, go, [])
         return
     spawn = multiprocessing.get_context("spawn")
@@ -61,9 +66,16 @@ def run_backend(job: HostJob, go: Go, marks: list[tuple[str, int]]) -> None:
     """Serve until the client closes, then report; or report why not."""
     try:
         device = open_device(job.device)
-        _serve(job, go, device, lambda name: marks.append((name, now_ns())))
-        offset = time.time_ns() - now_ns()
-        job.report.send(HostDone(marks=tuple(marks), facts=torch_facts(device), wall_clock_offset_ns=offset))
+        told = _Told([], [])
+        _serve(job, go, device, lambda name: marks.append((name, now_ns())), told)
+        done = HostDone(
+            marks=tuple(marks),
+            facts=torch_facts(device),
+            limits=told.limits[0] if told.limits else None,
+            notes=tuple(told.notes),
+            wall_clock_offset_ns=time.time_ns() - now_ns(),
+        )
+        job.report.send(done)
     except HeadraceError as error:
         job.report.send(ChildFailed(error))
     except Exception as error:  # noqa: BLE001  the run ends with it
@@ -74,21 +86,56 @@ def run_backend(job: HostJob, go: Go, marks: list[tuple[str, int]]) -> None:
         )
 
 
-def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a design has to say when all is served."""
+
+    notes: list[str]
+    limits: list[Limits]
+
+
+def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None], told: _Told) -> None:
+    """Serve until the client closes."""
     precision.apply(job.model.precision)
     if device.torch_device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.design.num_workers))
     device.start()
     mark("device context")
 
-    endpoint = RingEndpoint(go.ring, device.register) if go.ring else QueueEndpoint(job.queues)
+    design = _make_design(job, mark, told)
+    # The lanes compile by themselves, after their own changes to the model.
+    model = replace(job.model, compile=job.model.compile and job.design.name != "lanes")
     checkpoint = Path(go.prepared.checkpoint) if go.prepared.checkpoint else None
 
     def load() -> Model:
-        return load_model(job.model, checkpoint, device.torch_device, mark)
+        return load_model(model, checkpoint, device.torch_device, mark)
 
-    with profiled(job.trace, device.torch_device.type):
-        make_design(job.design).serve(endpoint, device, load)
+    with ExitStack() as stack:
+        endpoint = QueueEndpoint(job.queues) if go.ring is None else RingEndpoint(go.ring, device.register)
+        if isinstance(endpoint, RingEndpoint):
+            stack.callback(endpoint.close)
+        stack.enter_context(profiled(job.trace, device.torch_device.type))
+        design.serve(endpoint, device, load)
+
+
+def _make_design(job: HostJob, mark: Callable[[str], None], told: _Told) -> Design:
+    if job.design.name != "lanes":
+        return make_published_design(job.design)
+    return LanesDesign(
+        num_lanes=job.design.num_workers,
+        config=job.lanes,
+        normalise=Normalise(mean=IMAGENET_MEAN, std=IMAGENET_STD) if job.uint8 else None,
+        compile=job.model.compile,
+        precision=job.model.precision,
+        mark=mark,
+        report=told.notes,
+        on_idle=lambda lanes, row, answer: _measure(job, told, lanes, row, answer),
+    )
+
+
+def _measure(job: HostJob, told: _Told, lanes: LaneSet, row_bytes: int, answer_bytes: int) -> None:
+    if job.limits_bucket is not None:
+        told.limits.append(limits.measure(lanes, job.limits_bucket, row_bytes, answer_bytes))
 
 
 def torch_facts(device: Device) -> TorchFacts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +21,14 @@ from torch import Tensor
 from headrace.config import InputConfig
 from headrace.errors import InputError
 from headrace.model.efficientnet_lite0 import PREPROCESSING
+from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD
+from headrace.tensors import DTYPE_BYTES
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CLASSIFIED = ("chelsea", "coffee", "rocket", "motorcycle_left", "camera")
 # Without the stereo pair's other half and the starry sky, all parts of which get almost the same answers.
 PAYLOAD = (*CLASSIFIED, "astronaut", "retina", "coins")
 
 _SMALLEST_CROP = 0.4  # of a photograph's height and width
-_BYTES_PER_VALUE = 4
 _GB = 1e9
 
 Index = npt.NDArray[np.int64]
@@ -40,8 +39,8 @@ Pixels = npt.NDArray[np.uint8]
 class Inputs:
     """Prepared payloads. `row_index[b, r]` is the row that row r of batch b is a copy of."""
 
-    rows: Tensor  # float32 [distinct, 3, image_size, image_size]
-    batches: list[Tensor]  # each [batch_size, 3, image_size, image_size], private memory, contiguous, touched
+    rows: Tensor  # [distinct, *features], as requests carry them
+    batches: list[Tensor]  # each [batch_size, *features], private memory, contiguous, touched
     row_index: Index  # [len(batches), batch_size]
     note: str | None  # if requests must share batches: why
 
@@ -55,25 +54,37 @@ def make_inputs(config: InputConfig, num_batches: int) -> Inputs:
     """
     distinct = config.distinct_rows(num_batches)
     count = _batch_count(config, num_batches)
-    row_bytes = 3 * config.image_size**2 * _BYTES_PER_VALUE
-    require_memory((distinct + count * config.batch_size) * row_bytes, psutil.virtual_memory().available)
-    rows = make_rows(config, distinct)
+    require_memory((distinct + count * config.batch_size) * _row_bytes(config), psutil.virtual_memory().available)
+    rows = make_pixels(config, distinct) if config.wire == "uint8" else make_rows(config, distinct)
     row_index = _order(config, distinct, count)
     batches = [rows[torch.from_numpy(order)] for order in row_index]
     return Inputs(rows=rows, batches=batches, row_index=row_index, note=_note(config, count, num_batches))
 
 
 def make_rows(config: InputConfig, distinct: int) -> Tensor:
-    """Return the `rows` of `make_inputs` alone: float32 [distinct, 3, image_size, image_size].
+    """Return the rows as the model takes them: float32 [distinct, 3, image_size, image_size], normalised.
 
     Raises InputError: photographs are missing, or a file is no image.
     """
+    if config.wire == "uint8":
+        return _normalised(make_pixels(config, distinct).numpy(), IMAGENET_MEAN, IMAGENET_STD)
     if config.files:
         return _file_rows(config.files, config.image_size)
     if config.kind == "random":
         generator = torch.Generator().manual_seed(config.seed)
         return torch.randn(distinct, 3, config.image_size, config.image_size, generator=generator)
-    return _photo_rows(config, distinct)
+    return torch.stack(
+        [_normalised(np.asarray(picture), IMAGENET_MEAN, IMAGENET_STD) for picture in _pictures(config, distinct)]
+    )
+
+
+def make_pixels(config: InputConfig, distinct: int) -> Tensor:
+    """Return the rows as uint8 [distinct, image_size, image_size, 3]. Raises InputError."""
+    if config.kind == "random":
+        generator = torch.Generator().manual_seed(config.seed)
+        shape = (distinct, config.image_size, config.image_size, 3)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in _pictures(config, distinct)]))
 
 
 def photograph_files(names: Sequence[str] = CLASSIFIED, folder: Path | None = None) -> dict[str, Path]:
@@ -111,7 +122,7 @@ def require_memory(needed_bytes: int, available_bytes: int) -> None:
 
 def _batch_count(config: InputConfig, num_batches: int) -> int:
     """Return how many batches to make. Raises InputError if files do not fill whole batches."""
-    batch_bytes = config.batch_size * 3 * config.image_size**2 * _BYTES_PER_VALUE
+    batch_bytes = config.batch_size * _row_bytes(config)
     count = max(1, min(num_batches, config.memory_limit_bytes // batch_bytes))
     if not config.files:
         return count
@@ -160,18 +171,18 @@ def shuffled(distinct: int, count: int, batch_size: int, seed: int) -> Index:
     return np.stack(batches[:count]).astype(np.int64)
 
 
-def _photo_rows(config: InputConfig, distinct: int) -> Tensor:
-    """Return each photograph whole, then seeded crops of them in turn, half of them mirrored."""
+def _row_bytes(config: InputConfig) -> int:
+    return 3 * config.image_size**2 * DTYPE_BYTES[config.wire]
+
+
+def _pictures(config: InputConfig, distinct: int) -> Iterator[Image.Image]:
+    """Yield each photograph whole, then seeded crops of them in turn, half of them mirrored, image_size x image_size."""
     size = config.image_size
     photographs = [_shrunk(_open(path), 2 * size) for path in photograph_files(PAYLOAD).values()]
     generator = np.random.default_rng(config.seed)
-    rows = np.empty((distinct, 3, size, size), dtype=np.float32)
     for k in range(distinct):
         photograph = photographs[k % len(photographs)]
-        whole = k < len(photographs)
-        picture = _squared(photograph, size) if whole else _crop(photograph, size, generator)
-        rows[k] = _normalised(picture, IMAGENET_MEAN, IMAGENET_STD)
-    return torch.from_numpy(rows)
+        yield _squared(photograph, size) if k < len(photographs) else _crop(photograph, size, generator)
 
 
 def _squared(photograph: Image.Image, size: int) -> Image.Image:
@@ -194,12 +205,9 @@ def _shrunk(photograph: Image.Image, shorter_side: int) -> Image.Image:
 
 
 def _file_rows(files: Sequence[Path], size: int) -> Tensor:
-    rows = np.empty((len(files), 3, size, size), dtype=np.float32)
     means, stds = (PREPROCESSING.mean,) * 3, (PREPROCESSING.std,) * 3
-    for k, path in enumerate(files):
-        resized = _resized(_open(path), max(PREPROCESSING.resize, size))
-        rows[k] = _normalised(_centre(resized, size), means, stds)
-    return torch.from_numpy(rows)
+    pictures = (_centre(_resized(_open(path), max(PREPROCESSING.resize, size)), size) for path in files)
+    return torch.stack([_normalised(np.asarray(picture), means, stds) for picture in pictures])
 
 
 def _resized(picture: Image.Image, shorter_side: int) -> Image.Image:
@@ -222,9 +230,8 @@ def _open(path: Path) -> Image.Image:
         raise InputError(f"{path}: not readable as an image ({error}); give JPEG, PNG or the like") from error
 
 
-def _normalised(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
-    """Return (value / 255 - mean) / std, [3, height, width]."""
-    pixels: Pixels = np.asarray(picture)
+def _normalised(pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (value / 255 - mean) / std, float32 [..., 3, height, width] of uint8 [..., height, width, 3]."""
     scale = np.array([1 / (255 * s) for s in std], dtype=np.float32)
     shift = np.array([m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32)
-    return (pixels * scale - shift).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels * scale - shift, -1, -3)))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from headrace.bench.prepared import Prepared
 from headrace.bench.record import Records
-from headrace.bench.summary import AnswerCheck, TorchFacts
-from headrace.config import DesignConfig, InputConfig, LoadConfig, ModelConfig
+from headrace.bench.summary import AnswerCheck, Limits, TorchFacts
+from headrace.config import ClientKind, DesignConfig, InputConfig, LanesConfig, LoadConfig, ModelConfig
 from headrace.transport.pair import QueuePair, RingPair
 
 
@@ -36,6 +36,7 @@ class LoadJob:
     backend_on_cpu: bool
     tolerance: float  # of an answer: relative L2 error of a row
     queues: QueuePair
+    client: ClientKind  # over a ring: copies each batch in, or has them there
     report: Connection
     window: Connection  # to the telemetry process
     progress: SynchronizedArray[int]  # requests issued, answered; one writer each, for display
@@ -56,17 +57,22 @@ class HostJob:
     """Hold the backend."""
 
     design: DesignConfig
+    lanes: LanesConfig
     model: ModelConfig
     device: str
     queues: QueuePair
     report: Connection
     trace: Path | None  # where to write the profiler's trace, if anywhere
+    uint8: bool  # requests carry uint8 images
+    limits_bucket: int | None  # measure the limits of batches of so many rows, after serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostDone:
     marks: tuple[tuple[str, int], ...]  # (what was finished, when), in order, until the model was loaded
     facts: TorchFacts
+    limits: Limits | None
+    notes: tuple[str, ...]  # what the design says of itself
     wall_clock_offset_ns: int  # wall clock - the one clock: places records in the profiler's trace
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from headrace.bench import answers, in_flight
 from headrace.bench.inputs import Inputs, make_inputs
 from headrace.bench.jobs import Go, LoadDone, LoadJob
 from headrace.bench.record import PHASES, STATUSES, empty_records
+from headrace.bench.senders import CopyingSender, InPlaceSender, QueueSender, Received, Sender
 from headrace.bench.summary import AnswerCheck
 from headrace.clock import Clock, now_ns
 from headrace.config import LoadConfig
@@ -32,22 +33,8 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import SynchronizedArray
 
     import numpy.typing as npt
-    from torch import Tensor
-
-    from headrace.request import Response
-
 POLL_S = 0.5
 ACK_TIMEOUT_S = 10.0
-
-
-class Client(Protocol):
-    """A way to the backend; `transport.queue.QueueClient` is one."""
-
-    def send(self, index: int, batch: Tensor) -> None: ...
-
-    def receive(self, timeout_s: float) -> Response | None: ...
-
-    def close(self) -> None: ...
 
 
 def run_load_generator(job: LoadJob) -> None:
@@ -55,31 +42,39 @@ def run_load_generator(job: LoadJob) -> None:
     become_child()
     if job.backend_on_cpu:
         torch.set_num_threads(1)  # the cores are the backend's; else they all copy into shared memory, as published
-    client: Client | None = None
+    sender: Sender | None = None
     try:
         plan = plan_phases(job.load)
         inputs = make_inputs(job.inputs, len(plan))
         job.report.send(Ready())
         go = job.report.recv()
         assert isinstance(go, Go)
-        client = RingClient(go.ring) if go.ring else QueueClient(job.queues)
+        sender = _make_sender(job, go, inputs)
         limit, note = _in_flight_limit(job, go, inputs)
-        generator = Generator(plan, inputs, client, job.load.stall_timeout_s, job.progress)
+        generator = Generator(plan, sender, job.load.stall_timeout_s, job.progress)
+        generator.records["rows"] = job.inputs.batch_size
         generator.run(limit, lambda edge: _mark_window(job.window, edge))
         notes = tuple(text for text in (inputs.note, note) if text)
         job.report.send(_verify(job, Path(go.prepared.reference), generator, inputs, notes))
     except HeadraceError as error:
         job.report.send(ChildFailed(error))
     finally:
-        if client is not None:
-            client.close()
+        if sender is not None:
+            sender.close()
+
+
+def _make_sender(job: LoadJob, go: Go, inputs: Inputs) -> Sender:
+    if go.ring is None:
+        return QueueSender(QueueClient(job.queues), inputs.batches)
+    kind = InPlaceSender if job.client == "zero-copy" else CopyingSender
+    return kind(RingClient(go.ring), inputs.batches)
 
 
 def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | None]:
     if go.ring is not None:
-        slots = go.ring.layout.slots
-        note = f"at most {slots} of {job.load.num_iters} requests were in flight at once (the ring's slots)"
-        return slots, note if slots < job.load.num_iters else None
+        fit = go.ring.layout.rows // job.inputs.batch_size
+        note = f"at most {fit} of {job.load.num_iters} requests were in flight at once (as many as the ring holds)"
+        return fit, note if fit < job.load.num_iters else None
     return in_flight.in_flight_limit(
         job.load.num_iters,
         inputs.batches[0].nbytes,
@@ -125,26 +120,46 @@ def _verify(job: LoadJob, reference: Path, generator: Generator, inputs: Inputs,
     )
 
 
+class _Credits:
+    """How many requests may be sent now."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._changed = threading.Condition()
+
+    def take(self, most: int, stop: threading.Event) -> int:
+        """Wait for at least one and take up to `most`; 0 once `stop` is set."""
+        with self._changed:
+            while not self._left:
+                if stop.is_set():
+                    return 0
+                self._changed.wait(POLL_S)
+            taken = min(most, self._left)
+            self._left -= taken
+            return taken
+
+    def give(self, count: int) -> None:
+        with self._changed:
+            self._left += count
+            self._changed.notify()
+
+
 class Generator:
-    """Sends a plan and records what comes back. `client` and `clock` are seams for tests."""
+    """Sends a plan and records what comes back. `sender` and `clock` are seams for tests."""
 
     def __init__(
         self,
         plan: npt.NDArray[np.int8],
-        inputs: Inputs,
-        client: Client,
+        sender: Sender,
         stall_timeout_s: float,
         progress: SynchronizedArray[int] | list[int],
         clock: Clock = now_ns,
     ) -> None:
         self.records = empty_records(len(plan))
         self.records["phase"] = plan
-        self.records["batch"] = np.arange(len(plan)) % len(inputs.batches)
-        self.records["rows"] = [len(inputs.batches[batch]) for batch in self.records["batch"]]
         self.answers: npt.NDArray[np.float32] | None = None
         self.first_error: str | None = None
-        self._batches = inputs.batches
-        self._client = client
+        self._sender = sender
         self._stall_timeout_s = stall_timeout_s
         self._progress = progress
         self._clock = clock
@@ -173,7 +188,7 @@ class Generator:
         """Schedule all at one moment, send as many as may be in flight, and receive until all are answered."""
         if not len(indexes):
             return
-        credits_left = threading.Semaphore(max_in_flight)
+        credits_left = _Credits(max_in_flight)
         stop = threading.Event()
         self.records["scheduled_ns"][indexes] = self._clock()
         sender = threading.Thread(target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True)
@@ -184,23 +199,28 @@ class Generator:
             stop.set()
             sender.join()
 
-    def _send(self, indexes: npt.NDArray[np.intp], credits_left: threading.Semaphore, stop: threading.Event) -> None:
-        for index in indexes.tolist():
-            while not credits_left.acquire(timeout=POLL_S):
-                if stop.is_set():
-                    return
-            batch = self._batches[self.records["batch"][index]]
-            self.records["issued_ns"][index] = self._clock()
-            self._client.send(index, batch)
-            self._progress[0] += 1
+    def _send(self, indexes: npt.NDArray[np.intp], credits_left: _Credits, stop: threading.Event) -> None:
+        while len(indexes):
+            taken = credits_left.take(len(indexes), stop)
+            if not taken:
+                return
+            chosen = indexes[:taken]
+            self.records["issued_ns"][chosen] = self._clock()
+            batches = self._sender.send(chosen.tolist())
+            sent = len(batches)
+            self.records["batch"][chosen[:sent]] = batches
+            indexes = indexes[sent:]
+            self._progress[0] += sent
+            if sent < taken:
+                credits_left.give(taken - sent)
 
-    def _receive(self, count: int, credits_left: threading.Semaphore) -> None:
+    def _receive(self, count: int, credits_left: _Credits) -> None:
         last_ns = self._clock()
         received = 0
         while received < count:
-            response = self._client.receive(POLL_S)
+            answers = self._sender.receive(POLL_S)
             at_ns = self._clock()
-            if response is None:
+            if answers is None:
                 if at_ns - last_ns > self._stall_timeout_s * 1e9:
                     raise RunFailed(
                         f"no answer for {self._stall_timeout_s:g} s, with {count - received} of {count} requests"
@@ -208,28 +228,31 @@ class Generator:
                     )
                 continue
             last_ns = at_ns
-            received += 1
-            credits_left.release()
-            self._store(response, at_ns)
-            self._progress[1] += 1
+            arrived = len(answers.descriptors)
+            received += arrived
+            credits_left.give(arrived)
+            self._store(answers, at_ns)
+            self._progress[1] += arrived
 
-    def _store(self, response: Response, at_ns: int) -> None:
-        index, timeline = response.index, response.timeline
-        if self.records["completed_ns"][index]:
-            raise RunFailed(f"request {index} was answered twice")
-        self.records["completed_ns"][index] = at_ns
-        for name in ("received_ns", "started_ns", "computed_ns", "responded_ns", "worker"):
-            self.records[name][index] = getattr(timeline, name)
-        if response.output is None:
-            self.records["status"][index] = STATUSES.index("error")
-            self.first_error = self.first_error or response.error
-            return
-        self.records["status"][index] = STATUSES.index("ok")
-        self._keep(index, response.output)
+    def _store(self, received: Received, at_ns: int) -> None:
+        descriptors = received.descriptors
+        indexes = descriptors["index"]
+        known = self.records["completed_ns"][indexes]
+        if known.any() or len(np.unique(indexes)) < len(indexes):
+            raise RunFailed(f"request {indexes[np.argmax(known)]} was answered twice")
+        self.records["completed_ns"][indexes] = at_ns
+        for name in ("received_ns", "started_ns", "computed_ns", "responded_ns", "batch_rows"):
+            self.records[name][indexes] = descriptors[name]
+        self.records["worker"][indexes] = descriptors["lane"]
+        failed = received.failed
+        self.records["status"][indexes] = np.where(failed, STATUSES.index("error"), STATUSES.index("ok"))
+        self.first_error = self.first_error or received.first_error
+        if received.outputs is not None and not failed.all():
+            self._keep(indexes[~failed], received.outputs)
 
-    def _keep(self, index: int, output: Tensor) -> None:
-        """Copy the answer out of its shared memory, which goes back to the system, to memory made at the first one."""
+    def _keep(self, indexes: npt.NDArray[np.int64], outputs: npt.NDArray[np.generic]) -> None:
+        """Keep answers in memory that is made at the first one."""
         if self.answers is None:
-            self.answers = np.zeros((len(self.records), *output.shape), dtype=np.float32)
+            self.answers = np.zeros((len(self.records), *outputs.shape[1:]), dtype=np.float32)
             self.answers.fill(np.nan)
-        self.answers[index] = output.numpy()
+        self.answers[indexes] = outputs

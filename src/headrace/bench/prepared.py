@@ -30,7 +30,7 @@ def key(model: ModelConfig, inputs: InputConfig, num_requests: int, device: str)
     decided_by = (
         replace(model, compile=False),
         inputs.distinct_rows(num_requests),
-        (inputs.kind, inputs.files, inputs.image_size, inputs.seed),
+        (inputs.kind, inputs.wire, inputs.files, inputs.image_size, inputs.seed),
         device,
         [importlib.metadata.version(package) for package in ("torch", "torchvision")],
     )

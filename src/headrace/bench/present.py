@@ -71,7 +71,7 @@ def summary_table(summary: RunSummary) -> Table:
     )
     for name, justify in (("metric", "left"), ("value", "right"), ("what it is", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for line in _latency_lines(summary):
+    for line in (*_latency_lines(summary), *_efficiency_lines(summary)):
         table.add_row(*line)
     table.add_section()
     for line in _activity_lines(summary):
@@ -124,6 +124,14 @@ def _latency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
         ("response time", _spread(metrics.response_time), "answer - planned sending: mean, p50, p99, max"),
         ("service time", _spread(metrics.service_time), "answer - actual sending: mean, p50, p99, max"),
     ]
+
+
+def _efficiency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
+    efficiency = summary.efficiency
+    if efficiency is None:
+        return []
+    limit = _number(efficiency.limit_samples_per_s, "samples/s")
+    return [("efficiency", f"{efficiency.ratio:.3f}", f"of {limit}, measured after it; what binds: {efficiency.binding}")]
 
 
 def _activity_lines(summary: RunSummary) -> list[tuple[str, str, str]]:

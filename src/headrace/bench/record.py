@@ -29,7 +29,8 @@ RECORD_DTYPE = np.dtype(
         ("computed_ns", np.int64),  # the forward call returned
         ("responded_ns", np.int64),  # the answer, on the CPU, was handed to the response queue
         ("completed_ns", np.int64),  # the answer was in the client's hands
-        ("worker", np.int16),  # which predict thread
+        ("worker", np.int16),  # which predict thread, or lane
+        ("batch_rows", np.int32),  # rows of the batch that it was computed in; 0 in records of older versions
         ("status", np.int8),  # into STATUSES
     ]
 )
@@ -61,7 +62,7 @@ def read_records(path: Path) -> Records:
     """Read what `write_records` wrote."""
     table = pq.read_table(path)
     records = empty_records(table.num_rows)
-    for name in RECORD_DTYPE.names or ():
+    for name in set(RECORD_DTYPE.names or ()) & set(table.column_names):
         column = table.column(name).combine_chunks()
         if name in ("phase", "status"):
             words = PHASES if name == "phase" else STATUSES

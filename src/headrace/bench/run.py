@@ -7,7 +7,6 @@ the checkpoint and the eager model's answers. The supervisor itself only waits a
 from __future__ import annotations
 
 import fcntl
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, Prepar
 from headrace.bench.output import output_folder
 from headrace.bench.prepared import Prepared
 from headrace.bench.record import STATUSES, Records, write_records
-from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, RunSummary, encode
+from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, Efficiency, RunSummary, encode
 from headrace.bench.telemetry import TelemetryJob, TelemetryResult
 from headrace.clock import NS_PER_S
 from headrace.config import RunConfig
 from headrace.errors import RunFailed, WrongAnswers
 from headrace.processes import Ready
+from headrace.tensors import TensorSpec
 from headrace.transport.layout import Layout
 from headrace.transport.pair import QueuePair, RingPair
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TELEMETRY_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 60.0
+SLOW_END_TIMEOUT_S = 1800.0  # a large trace, or a slow model's limits
 
 
 class Watcher(Protocol):
@@ -137,7 +138,8 @@ class _Run:
                 ring.close()  # what was sent are descriptors of their own
             load_done = self._crew.expect(load, LoadDone)
         self._watcher.stage("finishing")
-        host_done = self._crew.expect(host, HostDone, None if self._config.profile else END_TIMEOUT_S)
+        slow_end = self._config.profile or self._config.limits
+        host_done = self._crew.expect(host, HostDone, SLOW_END_TIMEOUT_S if slow_end else END_TIMEOUT_S)
         telemetry.report.send("stop")
         return _Reported(ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S))
 
@@ -155,16 +157,16 @@ class _Run:
             yield
 
     def _make_ring(self, ready: Prepared) -> RingPair | None:
-        """Make a ring whose slots hold one request and the eager model's answer to it, at up to 8 bytes an element."""
+        """Make a ring that holds so many requests and the eager model's answers to them."""
         config = self._config
         if config.transport.name != "ring":
             return None
         features = np.load(ready.reference, mmap_mode="r").shape[1:]
         rows = config.inputs.batch_size
         layout = Layout(
-            slots=config.transport.ring_slots,
-            input_bytes=rows * 3 * config.inputs.image_size**2 * 4,
-            output_bytes=rows * math.prod(features) * 8,
+            rows=config.transport.ring_slots * rows,
+            inputs=(TensorSpec(name="input", dtype=config.inputs.wire, features=config.row_features),),
+            outputs=(TensorSpec(name="output", dtype="float32", features=features),),
         )
         return RingPair.create(layout)
 
@@ -190,6 +192,7 @@ class _Run:
                 backend_on_cpu=config.device_kind == "cpu",
                 tolerance=answers.tolerance(config.device_kind, config.model.precision, compiled=config.model.compile),
                 queues=self._queues,
+                client=config.transport.client,
                 report=report,
                 window=to_telemetry,
                 progress=self._progress,
@@ -232,11 +235,14 @@ class _Run:
         def job(report: Connection) -> HostJob:
             return HostJob(
                 design=config.design,
+                lanes=config.lanes,
                 model=config.model,
                 device=config.device,
                 queues=self._queues,
                 report=report,
                 trace=self._folder / "trace.json" if config.profile else None,
+                uint8=config.inputs.wire == "uint8",
+                limits_bucket=config.lanes.buckets[-1] if config.limits else None,
             )
 
         return self._crew.start("backend", "headrace.bench.host:run_host", job)
@@ -282,6 +288,8 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
     load = reported.load
     metrics = stats.compute(load.records)
     gpu = config.gpu_index
+    limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
+    copies = config.transport.client == "copy"
     first_answered = load.records["status"][0] == STATUSES.index("ok")
     return RunSummary(
         schema_version=SCHEMA_VERSION,
@@ -296,6 +304,8 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
         answers=load.check,
         environment=environment.collect(None if gpu is None else nvml.open_gpu(gpu)),
         torch=reported.host.facts,
+        limits=limits,
+        efficiency=Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None,
         notes=_notes(config, reported),
         error=_error(load, metrics),
     )
@@ -303,7 +313,7 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
 
 def _notes(config: RunConfig, reported: _Reported) -> tuple[str, ...]:
     load = reported.load
-    notes = list(load.notes)
+    notes = [*load.notes, *reported.host.notes]
     if reported.prepared.random_weights:
         notes.append("the weights are random: speed is real, labels mean nothing")
     if config.profile:

@@ -99,6 +99,45 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What no server can exceed, measured in the run's own process right after it. None where there is no device."""
+
+    bucket: int  # rows of the batches that the model ran with
+    row_bytes: int  # of a request's row
+    answer_bytes: int  # of an answer's row
+    forward_samples_per_s: dict[int, float]  # the model alone, by the number of streams
+    h2d_bytes_per_s: float | None
+    d2h_bytes_per_s: float | None
+    memcpy_bytes_per_s: dict[int, float]  # within the host's memory, by the number of threads
+
+    def samples_per_s(self, *, client_copies: bool) -> dict[str, float]:
+        """Return each limit as samples/s, by name."""
+        limits = {"compute": max(self.forward_samples_per_s.values())}
+        if self.h2d_bytes_per_s is not None:
+            limits["copy in"] = self.h2d_bytes_per_s / self.row_bytes
+        if self.d2h_bytes_per_s is not None:
+            limits["copy out"] = self.d2h_bytes_per_s / self.answer_bytes
+        if client_copies:
+            limits["host memory"] = max(self.memcpy_bytes_per_s.values()) / self.row_bytes
+        return limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """A run against the smallest limit of its own process."""
+
+    binding: str  # which limit is the smallest
+    limit_samples_per_s: float
+    ratio: float  # throughput / limit
+
+    @classmethod
+    def of(cls, throughput: float, limits: Limits, *, client_copies: bool) -> Efficiency:
+        by_name = limits.samples_per_s(client_copies=client_copies)
+        binding = min(by_name, key=by_name.__getitem__)
+        return cls(binding=binding, limit_samples_per_s=by_name[binding], ratio=throughput / by_name[binding])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     schema_version: int
     experiment: str  # row name in the published tables
@@ -112,6 +151,8 @@ class RunSummary:
     answers: AnswerCheck | None
     environment: Environment
     torch: TorchFacts | None
+    limits: Limits | None = None
+    efficiency: Efficiency | None = None
     notes: tuple[str, ...] = ()  # what a reader must know: limits that applied, random weights, profiling
     error: str | None = None  # why the run does not count
 

@@ -1,5 +1,7 @@
 """The designs: each a way for the backend to move a batch, one file each, behind the protocol in `base`."""
 
+from __future__ import annotations
+
 from headrace.config import DesignConfig
 from headrace.designs.base import Design
 from headrace.designs.copy_threads import CopyThreads
@@ -7,8 +9,8 @@ from headrace.designs.executor import Executor
 from headrace.designs.original import Original
 
 
-def make_design(config: DesignConfig) -> Design:
-    """Return the design that `config` names; it has been validated."""
+def make_published_design(config: DesignConfig) -> Design:
+    """Return the published design that `config` names; it has been validated."""
     if config.name == "original":
         return Original()
     if config.name == "executor":
@@ -16,4 +18,4 @@ def make_design(config: DesignConfig) -> Design:
     return CopyThreads(config.num_workers)
 
 
-__all__ = ["Design", "make_design"]
+__all__ = ["Design", "make_published_design"]

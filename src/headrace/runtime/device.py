@@ -6,6 +6,7 @@ both, and its logic (who hands what to whom, after which event) is tested where 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,8 +55,11 @@ class Device(Protocol):
     def pin(self, tensor: Tensor) -> Tensor:
         """Return `tensor` in fresh page-locked memory, from which copies to the device run without the CPU."""
 
-    def register(self, memory: Tensor) -> None:
-        """Make page-aligned memory that is used again and again known to the device: copies of it need no pinning."""
+    def register(self, memory: Tensor) -> Callable[[], None]:
+        """Make page-aligned memory that is used again and again known to the device: copies of it need no pinning.
+
+        Returns what undoes it, to be called before the memory is unmapped: CUDA refuses to register an address twice.
+        """
 
     def name(self) -> str: ...
 
@@ -111,7 +115,7 @@ class CudaDevice:
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
 
-    def register(self, memory: Tensor) -> None:
+    def register(self, memory: Tensor) -> Callable[[], None]:
         # Source: CUDA Runtime API, cudaHostRegister; 0 asks for the default flags.
         code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
         if code:
@@ -119,6 +123,11 @@ class CudaDevice:
                 f"CUDA cannot register {memory.nbytes / 1e6:.0f} MB of shared memory (cudaHostRegister: error {code});"
                 " lower --ring-slots or --batch-size, or use --transport queue"
             )
+        return lambda: self._unregister(memory.data_ptr())
+
+    def _unregister(self, address: int) -> None:
+        code = int(torch.cuda.cudart().cudaHostUnregister(address))
+        assert code == 0, f"cudaHostUnregister: error {code}"
 
     def name(self) -> str:
         return torch.cuda.get_device_name(self.torch_device)
@@ -155,8 +164,9 @@ class HostDevice:
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def register(self, memory: Tensor) -> None:
+    def register(self, memory: Tensor) -> Callable[[], None]:  # noqa: ARG002
         """Nothing to register: the device is the memory's own."""
+        return lambda: None
 
     def name(self) -> str:
         return "cpu"

@@ -5,7 +5,10 @@ says that it sleeps, looks once more, and waits on an eventfd, which the writer 
 "write, then look whether the reader sleeps" and "say that I sleep, then look for work" both sides need a full
 memory fence, or both could look too early; taking and releasing a lock is one (an atomic read-modify-write).
 The order of the other writes is x86's own (stores are seen in order); on a machine with a weaker order this
-needs fences that Python does not offer, so `create` refuses it.
+needs fences that Python does not offer, so `require_ordered_memory` refuses it.
+
+Descriptors are moved as bytes, many at once where many are there: `pack` and `unpack` for a few, DESCRIPTOR_DTYPE for
+many.
 """
 
 from __future__ import annotations
@@ -15,33 +18,60 @@ import platform
 import select
 import struct
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from mmap import mmap
+from typing import NamedTuple
+
+import numpy as np
 
 from headrace.clock import NS_PER_S, now_ns, seconds
-from headrace.errors import TransportFailed
+from headrace.errors import PeerGone, TransportFailed
 from headrace.transport.layout import COUNTERS, DESCRIPTOR, LINE
 
 ORDERED_MACHINES = ("x86_64", "AMD64")
-MAX_DIMENSIONS = 6
-_BODY = struct.Struct(f"<q5i4x{MAX_DIMENSIONS}q4q")
+_BODY = struct.Struct("<q6i4q")
+DESCRIPTOR_DTYPE = np.dtype(
+    [
+        ("index", np.int64),
+        ("kind", np.int32),
+        ("first_row", np.int32),
+        ("rows", np.int32),
+        ("lane", np.int32),
+        ("batch_rows", np.int32),
+        ("entry", np.int32),
+        ("received_ns", np.int64),
+        ("started_ns", np.int64),
+        ("computed_ns", np.int64),
+        ("responded_ns", np.int64),
+    ]
+)
 _WRITTEN, _READ, _ASLEEP = (line * LINE // 8 for line in range(3))  # counters, as indexes of 8-byte words
 
+REQUEST, ANSWER, ERROR, CLOSE = range(4)
 
-@dataclass(slots=True)
-class Descriptor:
-    """What is said of one request or answer; its data lie in the slot."""
+
+class Descriptor(NamedTuple):
+    """What is said of one request or answer; its data lie in the table's rows."""
 
     index: int  # of the request, the client's own
     kind: int  # REQUEST, ANSWER, ERROR or CLOSE
-    slot: int = -1
-    dtype: int = 0  # code of the element type
-    shape: tuple[int, ...] = ()
-    worker: int = 0
-    times_ns: tuple[int, int, int, int] = (0, 0, 0, 0)
+    first_row: int = 0
+    rows: int = 0
+    lane: int = 0
+    batch_rows: int = 0  # of the batch that it was computed in
+    entry: int = 0  # of an error: where its text is
+    received_ns: int = 0
+    started_ns: int = 0
+    computed_ns: int = 0
+    responded_ns: int = 0
 
 
-REQUEST, ANSWER, ERROR, CLOSE = range(4)
+def pack(descriptor: Descriptor) -> bytes:
+    return _BODY.pack(*descriptor)
+
+
+def unpack(data: bytes) -> Iterator[Descriptor]:
+    return map(Descriptor._make, _BODY.iter_unpack(data))
 
 
 def require_ordered_memory(machine: str | None = None) -> None:
@@ -55,41 +85,70 @@ def require_ordered_memory(machine: str | None = None) -> None:
 
 
 class DescriptorRing:
-    """One direction. Several threads of the writing process may `put`; one of the reading process may `take`."""
+    """One direction. Several threads of the writing process may `put`; one of the reading process may `take`.
 
-    def __init__(self, memory: mmap, offset: int, entries: int, wake_fd: int) -> None:
-        self._memory = memory
-        self._offset = offset
+    `find_peer` returns a descriptor that becomes readable when the other side's process has ended, or None while that
+    process is not known.
+    """
+
+    def __init__(
+        self,
+        memory: mmap,
+        offset: int,
+        entries: int,
+        wake_fd: int,
+        find_peer: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._begin = offset + COUNTERS
         self._entries = entries
         self._wake_fd = wake_fd
+        self._find_peer = find_peer
         self._lock = threading.Lock()
         # Words of a memoryview are stored and loaded whole. struct's explicit byte orders go byte by byte: another
         # process then reads half a counter (seen: a descriptor read twice at the 256th).
         self._counters = memoryview(memory)[offset : offset + COUNTERS].cast("Q")
+        self._bodies = memoryview(memory)[self._begin : self._begin + entries * DESCRIPTOR]
 
-    def put(self, descriptor: Descriptor) -> None:
-        """Append a descriptor and wake a sleeping reader. Raises TransportFailed if the ring is full."""
+    def put(self, data: bytes) -> None:
+        """Append whole descriptors and wake a sleeping reader. Raises TransportFailed if they do not fit."""
         with self._lock:
-            written = self._get(_WRITTEN)
-            if written - self._get(_READ) >= self._entries:
+            written = self._counters[_WRITTEN]
+            count = len(data) // DESCRIPTOR
+            if written + count - self._counters[_READ] > self._entries:
                 raise TransportFailed(f"the ring is full: {self._entries} descriptors wait to be read")
-            _pack(self._memory, self._entry(written), descriptor)
-            self._set(_WRITTEN, written + 1)
+            self._copy_in(written % self._entries, data)
+            self._counters[_WRITTEN] = written + count
         # Releasing the lock was the fence.
-        if self._get(_ASLEEP):
+        if self._counters[_ASLEEP]:
             os.eventfd_write(self._wake_fd, 1)
 
-    def take(self, timeout_s: float) -> Descriptor | None:
-        """Return the next descriptor, or None after `timeout_s` without one."""
+    def take(self, timeout_s: float, most: int = 1 << 16) -> bytes:
+        """Return all descriptors that wait, at most `most`; none after `timeout_s` without one.
+
+        Raises PeerGone if there are none and the writing process has ended.
+        """
         if not self._has_work() and not self._wait(timeout_s):
-            return None
-        read = self._get(_READ)
-        descriptor = _unpack(self._memory, self._entry(read))
-        self._set(_READ, read + 1)
-        return descriptor
+            return b""
+        read = self._counters[_READ]
+        count = min(self._counters[_WRITTEN] - read, most)
+        data = self._copy_out(read % self._entries, count)
+        self._counters[_READ] = read + count
+        return data
+
+    def _copy_in(self, at: int, data: bytes) -> None:
+        room = (self._entries - at) * DESCRIPTOR
+        begin = at * DESCRIPTOR
+        self._bodies[begin : begin + len(data[:room])] = data[:room]
+        if len(data) > room:
+            self._bodies[: len(data) - room] = data[room:]
+
+    def _copy_out(self, at: int, count: int) -> bytes:
+        first = min(count, self._entries - at)
+        data = bytes(self._bodies[at * DESCRIPTOR : (at + first) * DESCRIPTOR])
+        return data if first == count else data + bytes(self._bodies[: (count - first) * DESCRIPTOR])
 
     def _has_work(self) -> bool:
-        return self._get(_READ) != self._get(_WRITTEN)
+        return self._counters[_READ] != self._counters[_WRITTEN]
 
     def _wait(self, timeout_s: float) -> bool:
         """Sleep until there is work or the time is over; return whether there is some.
@@ -103,35 +162,21 @@ class DescriptorRing:
         return True
 
     def _sleep(self, timeout_s: float) -> bool:
-        self._set(_ASLEEP, 1)
+        self._counters[_ASLEEP] = 1
         with self._lock:  # the fence
             pass
+        gone = False
         if not self._has_work():
-            select.select([self._wake_fd], [], [], timeout_s)
-        self._set(_ASLEEP, 0)
+            peer = self._find_peer()
+            ready, _, _ = select.select([self._wake_fd, *([] if peer is None else [peer])], [], [], timeout_s)
+            gone = peer in ready
+        self._counters[_ASLEEP] = 0
         _drain(self._wake_fd)
-        return self._has_work()
-
-    def _entry(self, number: int) -> int:
-        return self._offset + COUNTERS + number % self._entries * DESCRIPTOR
-
-    def _get(self, counter: int) -> int:
-        return self._counters[counter]
-
-    def _set(self, counter: int, value: int) -> None:
-        self._counters[counter] = value
-
-
-def _pack(memory: mmap, at: int, what: Descriptor) -> None:
-    padding = (0,) * (MAX_DIMENSIONS - len(what.shape))
-    head = (what.index, what.kind, what.slot, what.dtype, len(what.shape), what.worker)
-    _BODY.pack_into(memory, at, *head, *what.shape, *padding, *what.times_ns)
-
-
-def _unpack(memory: mmap, at: int) -> Descriptor:
-    index, kind, slot, dtype, dimensions, worker, *rest = _BODY.unpack_from(memory, at)
-    shape, times = rest[:dimensions], rest[MAX_DIMENSIONS:]
-    return Descriptor(index, kind, slot, dtype, tuple(shape), worker, (times[0], times[1], times[2], times[3]))
+        if self._has_work():
+            return True
+        if gone:
+            raise PeerGone("the process at the other end of the ring has ended; start it and connect again")
+        return False
 
 
 def _drain(eventfd: int) -> None:

@@ -74,7 +74,7 @@ class RingPair:
 
 def _too_large(layout: Layout, reason: str) -> str:
     return (
-        f"a ring of {layout.slots} slots needs {layout.total_bytes / 1e6:.0f} MB of shared memory ({reason});"
+        f"a ring of {layout.rows} rows needs {layout.total_bytes / 1e6:.0f} MB of shared memory ({reason});"
         " lower --ring-slots or --batch-size"
     )
 

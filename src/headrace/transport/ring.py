@@ -1,35 +1,39 @@
 """The ring: requests and answers in shared memory that is made once, registered with the device once, and used again.
 
 Against the published queue it saves, per request, new shared memory with its cold pages, pinning, pickling,
-and passing a file descriptor. The client copies a batch into a slot, and that is the last copy the host
-makes: the backend's copy to the GPU reads the slot itself. The memory has no name: it is passed as a
+and passing a file descriptor. The client writes into leased rows of a table, and that is the last copy the host
+makes: the backend's copy to the GPU reads those rows themselves. The memory has no name: it is passed as a
 descriptor and dies with its last holder.
+
+The client owns the rows: it leases some for a request and has them back when it has read the answer, so there is no
+shared list of free ones.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from mmap import MAP_POPULATE, MAP_SHARED, mmap
 from typing import TYPE_CHECKING
 
-import torch
-
 from headrace.clock import now_ns
-from headrace.errors import TransportFailed
+from headrace.errors import PeerGone, TransportFailed
 from headrace.processes import describe
-from headrace.request import Request, Response, Timeline
+from headrace.request import Request, Ticket
 from headrace.transport.descriptors import (
     ANSWER,
     CLOSE,
     ERROR,
-    MAX_DIMENSIONS,
-    REQUEST,
     Descriptor,
     DescriptorRing,
+    pack,
     require_ordered_memory,
+    unpack,
 )
+from headrace.transport.layout import TEXT
+from headrace.transport.leases import RowLeases
+from headrace.transport.table import RowTable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,142 +41,189 @@ if TYPE_CHECKING:
     from headrace.transport.layout import Layout
     from headrace.transport.pair import RingPair
 
-POLL_S = 1.0  # how often a waiting backend looks up; the supervisor ends it when its peer is gone
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-)
+POLL_S = 1.0  # how often a waiting backend looks up; the death of its peer wakes it at once
+CLIENT, BACKEND = 0, 1  # words of the header: the sides' process ids
 
 
 class _Mapped:
     """A process's view of the ring's memory."""
 
-    def __init__(self, pair: RingPair) -> None:
+    def __init__(self, pair: RingPair, side: int) -> None:
         require_ordered_memory()
         self.layout: Layout = pair.layout
         self.memory = mmap(pair.memory_fd, self.layout.total_bytes, MAP_SHARED | MAP_POPULATE)
+        self._pids = memoryview(self.memory)[:16].cast("Q")
+        self._pids[side] = os.getpid()
+        self._other = BACKEND if side == CLIENT else CLIENT
+        self._peer: int | None = None
         entries = self.layout.entries
-        self.requests = DescriptorRing(self.memory, self.layout.ring_offset(0), entries, pair.wake_backend_fd)
-        self.responses = DescriptorRing(self.memory, self.layout.ring_offset(1), entries, pair.wake_client_fd)
-        self._bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
-
-    def view(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor on the shared memory itself."""
-        size = math.prod(shape) * dtype.itemsize
-        return self._bytes[offset : offset + size].view(dtype).view(shape)
-
-    def slots_memory(self) -> Tensor:
-        """Return all slots as bytes, page-aligned."""
-        return self._bytes[self.layout.slots_offset :]
-
-
-def _require_room(what: str, tensor: Tensor, room: int) -> None:
-    if tensor.nbytes > room:
-        raise TransportFailed(f"{what} has {tensor.nbytes} bytes, and a slot of this ring holds {room}")
-    if tensor.ndim > MAX_DIMENSIONS or tensor.dtype not in DTYPES:
-        raise TransportFailed(
-            f"{what} is {tensor.dtype} with {tensor.ndim} dimensions; the ring carries at most {MAX_DIMENSIONS}"
-            f" dimensions of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
+        self.requests, self.responses = (
+            DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self._find_peer)
+            for direction, wake_fd in enumerate((pair.wake_backend_fd, pair.wake_client_fd))
         )
+        self.table = RowTable(self.layout, self.memory)
+
+    def write_text(self, entry: int, text: str) -> None:
+        data = text.encode()[: TEXT - 1]
+        at = self.layout.text_offset(entry)
+        self.memory[at : at + len(data) + 1] = data + b"\0"
+
+    def read_text(self, entry: int) -> str:
+        at = self.layout.text_offset(entry)
+        return self.memory[at : at + TEXT].split(b"\0", 1)[0].decode(errors="replace")
+
+    def _find_peer(self) -> int | None:
+        """Return a descriptor of the other side's process (pidfd_open(2)), once that has said who it is."""
+        pid = self._pids[self._other]
+        if self._peer is None and pid and pid != os.getpid():
+            try:
+                self._peer = os.pidfd_open(pid)
+            except OSError:  # it came and went: a pipe that is closed at the other end is as readable as a dead process
+                self._peer, writer = os.pipe()
+                os.close(writer)
+        return self._peer
+
+    def close(self) -> None:
+        if self._peer is not None:
+            os.close(self._peer)
+            self._peer = None
 
 
 class RingClient:
-    """The client's side: it owns the slots, leases one per request, and gets it back with the answer."""
+    """The client's side. One thread may `send` while another `take`s."""
 
     def __init__(self, pair: RingPair) -> None:
-        self._mapped = _Mapped(pair)
-        self._free = list(range(pair.layout.slots))
+        self._mapped = _Mapped(pair, CLIENT)
+        self._leases = RowLeases(pair.layout.rows)
         self._lock = threading.Lock()
 
-    def send(self, index: int, batch: Tensor) -> None:
-        """Copy a batch into a free slot and hand it over. Raises TransportFailed if it does not fit or none is free.
+    @property
+    def table(self) -> RowTable:
+        return self._mapped.table
 
-        A sender that keeps no more requests in flight than there are slots always finds one.
-        """
-        _require_room("the request", batch, self._mapped.layout.input_bytes)
-        slot = self._lease()
-        self._mapped.view(self._mapped.layout.input_offset(slot), tuple(batch.shape), batch.dtype).copy_(batch)
-        dtype = DTYPES.index(batch.dtype)
-        self._mapped.requests.put(Descriptor(index, REQUEST, slot, dtype, tuple(batch.shape)))
-
-    def receive(self, timeout_s: float) -> Response | None:
-        """Return the next response, its output in memory of its own, or None after `timeout_s` without one."""
-        told = self._mapped.responses.take(timeout_s)
-        if told is None:
-            return None
-        data = self._mapped.view(self._mapped.layout.output_offset(told.slot), told.shape, DTYPES[told.dtype])
-        output, error = (
-            (data.clone(), None) if told.kind == ANSWER else (None, data.numpy().tobytes().decode(errors="replace"))
-        )
+    def lease(self, rows: int) -> int | None:
+        """Take consecutive rows of the table; None where the table is too full: try again when an answer has come."""
         with self._lock:
-            self._free.append(told.slot)
-        return Response(told.index, Timeline(*told.times_ns, told.worker), output, error)
+            return self._leases.lease(rows)
+
+    def release(self, first_row: int, rows: int) -> None:
+        with self._lock:
+            self._leases.release(first_row, rows)
+
+    def send(self, descriptors: bytes) -> None:
+        """Hand over requests whose rows have been written. Raises TransportFailed."""
+        self._mapped.requests.put(descriptors)
+
+    def take(self, timeout_s: float) -> bytes:
+        """Return the descriptors of all answers that have come; none after `timeout_s`. Raises PeerGone.
+
+        Their rows are still leased: read the outputs, then `release`.
+        """
+        return self._mapped.responses.take(timeout_s)
+
+    def error_text(self, entry: int) -> str:
+        return self._mapped.read_text(entry)
 
     def close(self) -> None:
         """Tell the backend that no request will follow."""
-        self._mapped.requests.put(Descriptor(-1, CLOSE))
-
-    def _lease(self) -> int:
-        with self._lock:
-            if not self._free:
-                raise TransportFailed(
-                    f"all {self._mapped.layout.slots} slots of the ring are in use; send again when an answer has come"
-                )
-            return self._free.pop()
+        self._mapped.requests.put(pack(Descriptor(-1, CLOSE)))
+        self._mapped.close()
 
 
 class RingEndpoint:
     """The backend's side. Several threads may answer at the same time.
 
-    `register` is told the slots' memory once (uint8, page-aligned), to make it known to the device.
+    `register` makes the table's memory (uint8, page-aligned) known to the device, once, and returns what undoes that.
     """
 
-    def __init__(self, pair: RingPair, register: Callable[[Tensor], None]) -> None:
-        self._mapped = _Mapped(pair)
-        register(self._mapped.slots_memory())
+    def __init__(self, pair: RingPair, register: Callable[[Tensor], Callable[[], None]]) -> None:
+        self._mapped = _Mapped(pair, BACKEND)
+        self._unregister = register(self._mapped.table.memory())
+        self._closed = False
+
+    @property
+    def table(self) -> RowTable:
+        return self._mapped.table
+
+    def take(self, timeout_s: float) -> list[Descriptor] | None:
+        """Return the requests that wait, in order; none after `timeout_s`; None when the client has closed or is gone."""
+        if self._closed:
+            return None
+        try:
+            descriptors = list(unpack(self._mapped.requests.take(timeout_s)))
+        except PeerGone:
+            return None
+        if descriptors and descriptors[-1].kind == CLOSE:
+            self._closed = True
+            descriptors.pop()
+        return descriptors
+
+    def finish(self, tickets: Sequence[Ticket]) -> None:
+        """Tell the client of requests that have ended: `request.Source`'s half of this."""
+        responded_ns = now_ns()
+        told = []
+        for ticket in tickets:
+            kind = ANSWER
+            if ticket.error is not None:
+                kind = ERROR
+                self._mapped.write_text(ticket.first_row, describe(ticket.error))
+            told.append(
+                pack(
+                    Descriptor(
+                        ticket.index,
+                        kind,
+                        ticket.first_row,
+                        ticket.rows,
+                        ticket.lane,
+                        ticket.batch_rows,
+                        ticket.first_row,
+                        ticket.received_ns,
+                        ticket.started_ns,
+                        ticket.computed_ns,
+                        responded_ns,
+                    )
+                )
+            )
+        self._mapped.responses.put(b"".join(told))
 
     def requests(self) -> Iterator[Request]:
-        """Yield requests in order of arrival, their inputs in the slots themselves, until the client closes."""
-        while True:
-            told = self._mapped.requests.take(POLL_S)
-            if told is None:
-                continue
-            if told.kind == CLOSE:
-                return
-            inputs = self._mapped.view(self._mapped.layout.input_offset(told.slot), told.shape, DTYPES[told.dtype])
-            request = Request(told.index, inputs, told.slot)
-            request.timeline.received_ns = now_ns()
-            yield request
+        """Yield requests in order of arrival, their inputs in the table itself, until the client closes."""
+        while (taken := self.take(POLL_S)) is not None:
+            received_ns = now_ns()
+            for told in taken:
+                inputs = self.table.inputs[0][told.first_row : told.first_row + told.rows]
+                request = Request(told.index, inputs, told.first_row)
+                request.timeline.received_ns = received_ns
+                yield request
 
     def respond(self, request: Request, output: Tensor) -> None:
-        """Answer with `output`, [rows, *features] on the CPU, copied into the request's slot."""
-        try:
-            _require_room("the answer", output, self._mapped.layout.output_bytes)
-        except TransportFailed as error:
-            self.fail(request, error)
+        """Answer with `output`, [rows, *features] on the CPU, copied into the request's rows."""
+        rows = len(request.inputs)
+        place = self.table.outputs[0][request.first_row : request.first_row + rows]
+        if output.shape != place.shape:
+            self.fail(
+                request,
+                TransportFailed(
+                    f"the answer has shape {list(output.shape)}, and the ring was made for {list(place.shape)}"
+                ),
+            )
             return
-        shape = tuple(output.shape)
-        self._mapped.view(self._mapped.layout.output_offset(request.slot), shape, output.dtype).copy_(output)
-        self._answer(request, Descriptor(request.index, ANSWER, request.slot, DTYPES.index(output.dtype), shape))
+        place.copy_(output)
+        self._tell(request, ANSWER, rows)
 
     def fail(self, request: Request, error: Exception) -> None:
         """Answer with an error, so that nobody waits for this request for ever."""
-        text = describe(error).encode()[: self._mapped.layout.output_bytes]
-        offset = self._mapped.layout.output_offset(request.slot)
-        self._mapped.memory[offset : offset + len(text)] = text
-        self._answer(request, Descriptor(request.index, ERROR, request.slot, DTYPES.index(torch.uint8), (len(text),)))
+        self._mapped.write_text(request.first_row, describe(error))
+        self._tell(request, ERROR, len(request.inputs))
 
-    def _answer(self, request: Request, descriptor: Descriptor) -> None:
+    def close(self) -> None:
+        """Let go of the device's registration. No copy may be under way."""
+        self._unregister()
+        self._mapped.close()
+
+    def _tell(self, request: Request, kind: int, rows: int) -> None:
         line = request.timeline
         line.responded_ns = now_ns()
-        descriptor.times_ns = (line.received_ns, line.started_ns, line.computed_ns, line.responded_ns)
-        descriptor.worker = line.worker
-        self._mapped.responses.put(descriptor)
+        times = (line.received_ns, line.started_ns, line.computed_ns, line.responded_ns)
+        first = request.first_row
+        self._mapped.responses.put(pack(Descriptor(request.index, kind, first, rows, line.worker, rows, first, *times)))

@@ -1,0 +1,200 @@
+"""Our own design: N lanes share one copy of the weights, each a stream with graphs made before it serves.
+
+Over the ring, a request's rows lie in memory that the device reads itself, and the backend touches no payload. Over the
+queue, the published transport, each batch is copied from its fresh shared memory into rows of a table of our own.
+
+As in the other designs, the model is loaded when the first request has come, so that the warm-up latency contains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from headrace.clock import now_ns
+from headrace.config import LanesConfig, Precision
+from headrace.errors import EngineStopped, HeadraceError, ModelError
+from headrace.model.optimise import Normalise, OptimiseConfig, optimise
+from headrace.model.signature import FlatModel
+from headrace.pipeline.batch import BatchingConfig
+from headrace.pipeline.dispatch import Dispatcher, tell
+from headrace.pipeline.wiring import LaneBuilder, LaneSet
+from headrace.request import Request, Ticket
+from headrace.tensors import TensorSpec
+from headrace.transport.inprocess import LocalSource
+from headrace.transport.layout import Layout
+from headrace.transport.ring import POLL_S, RingEndpoint
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from headrace.designs.base import Endpoint, Model
+    from headrace.runtime.device import Device
+    from headrace.transport.descriptors import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class LanesDesign:
+    """`num_lanes` lanes. After `serve`, `report` has what the lanes say of themselves."""
+
+    num_lanes: int
+    config: LanesConfig
+    compile: bool
+    precision: Precision
+    normalise: Normalise | None  # of uint8 images
+    mark: Callable[[str], None]
+    report: list[str]
+    # Called when the last request has been answered, with the bytes of a row in and out.
+    on_idle: Callable[[LaneSet, int, int], None] = lambda _lanes, _row, _answer: None
+
+    own_process: ClassVar[bool] = False
+
+    def serve(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
+        """See `Design.serve`."""
+        if isinstance(endpoint, RingEndpoint):
+            self._serve_ring(endpoint, device, load_model)
+        else:
+            self._serve_queue(endpoint, device, load_model)
+
+    def _serve_ring(self, endpoint: RingEndpoint, device: Device, load_model: Callable[[], Model]) -> None:
+        first = self._first_tickets(endpoint)
+        if not first:
+            return
+        rows = slice(first[0].first_row, first[0].first_row + first[0].rows)
+        with ExitStack() as stack:
+            example = [each[rows] for each in endpoint.table.inputs]
+            dispatcher = self._start(stack, load_model(), example, endpoint.table.layout, device)
+            _submit(dispatcher, first)
+            while (taken := endpoint.take(POLL_S)) is not None:
+                _submit(dispatcher, _tickets(endpoint, taken))
+
+    def _first_tickets(self, endpoint: RingEndpoint) -> list[Ticket]:
+        while (taken := endpoint.take(POLL_S)) is not None:
+            if taken:
+                return _tickets(endpoint, taken)
+        return []
+
+    def _serve_queue(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
+        with ExitStack() as stack:
+            relay: _Relay | None = None
+            for request in endpoint.requests():
+                if relay is None:
+                    relay = self._relay(stack, endpoint, request, device, load_model)
+                relay.send(request)
+
+    def _relay(
+        self,
+        stack: ExitStack,
+        endpoint: Endpoint,
+        request: Request,
+        device: Device,
+        load_model: Callable[[], Model],
+    ) -> _Relay:
+        model = load_model()
+        with torch.no_grad():
+            output = model(request.inputs[:1].to(device.torch_device))
+        if not isinstance(output, torch.Tensor):
+            raise ModelError(f"the model returned {type(output).__name__}; the benchmark's must return one tensor")
+        features = tuple(request.inputs.shape[1:])
+        layout = Layout(
+            rows=self.config.buckets[-1] * self.num_lanes * (self.config.depth + 1),
+            inputs=(TensorSpec(name="input", dtype="float32", features=features),),
+            outputs=(TensorSpec(name="output", dtype="float32", features=tuple(output.shape[1:])),),
+        )
+        source = LocalSource(layout, device.register)
+        stack.callback(source.close)
+        return _Relay(endpoint, source, self._start(stack, model, [request.inputs], layout, device))
+
+    def _start(
+        self, stack: ExitStack, model: Model, example: Sequence[Tensor], layout: Layout, device: Device
+    ) -> Dispatcher:
+        """Return a dispatcher that `stack` will stop, with all that it has answered."""
+        assert isinstance(model, nn.Module)
+        optimised = optimise(model, optimise_config(self.config, self.precision, self.normalise))
+        self.mark("optimise")
+        lanes = LaneBuilder(
+            model=FlatModel(optimised.module, None),
+            example=example,
+            device=device.torch_device,
+            num_lanes=self.num_lanes,
+            compile=self.compile,
+            config=self.config,
+            mark=self.mark,
+        ).build()
+        stack.callback(self._finish, lanes, optimised.skipped, layout)
+        dispatcher = Dispatcher(lanes.lanes, _batching(self.config), self.config.depth)
+        dispatcher.start()
+        stack.callback(dispatcher.stop)
+        return dispatcher
+
+    def _finish(self, lanes: LaneSet, skipped: Sequence[str], layout: Layout) -> None:
+        self.report.extend((f"lanes: {lanes.form}", *lanes.notes, *skipped))
+        self.report.append(f"recompiles while serving: {lanes.recompiles()}")
+        row_bytes, answer_bytes = (sum(spec.row_bytes for spec in specs) for specs in (layout.inputs, layout.outputs))
+        self.on_idle(lanes, row_bytes, answer_bytes)
+        lanes.close()
+
+
+class _Relay:
+    """Takes the queue's requests into rows of our own, and their answers back."""
+
+    def __init__(self, endpoint: Endpoint, source: LocalSource, dispatcher: Dispatcher) -> None:
+        self._endpoint = endpoint
+        self._source = source
+        self._dispatcher = dispatcher
+
+    def send(self, request: Request) -> None:
+        try:
+            ticket = self._source.place([request.inputs], None)
+        except HeadraceError as error:
+            self._endpoint.fail(request, error)
+            return
+
+        def answer(future: Future[tuple[Tensor, ...]]) -> None:
+            line = request.timeline
+            line.started_ns, line.computed_ns, line.worker = ticket.started_ns, ticket.computed_ns, ticket.lane
+            error = future.exception()
+            if error is None:
+                self._endpoint.respond(request, future.result()[0])
+            else:
+                self._endpoint.fail(request, error if isinstance(error, Exception) else ModelError(str(error)))
+
+        ticket.future.add_done_callback(answer)
+        _submit(self._dispatcher, [ticket])
+
+
+def _tickets(endpoint: RingEndpoint, taken: Sequence[Descriptor]) -> list[Ticket]:
+    received_ns = now_ns()
+    return [Ticket(endpoint, told.index, told.first_row, told.rows, received_ns) for told in taken]
+
+
+def _submit(dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:
+    """Hand requests over; if the engine takes none any more, tell each."""
+    try:
+        dispatcher.submit(tickets)
+    except EngineStopped as error:
+        for ticket in tickets:
+            ticket.error = error
+        tell(tickets)
+
+
+def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:
+    return OptimiseConfig(
+        precision=precision,
+        channels_last=config.channels_last,
+        fold_batch_norm=config.fold_batch_norm,
+        fuse_epilogues=config.fuse_epilogues,
+        space_to_depth=config.space_to_depth,
+        normalise=normalise,
+    )
+
+
+def _batching(config: LanesConfig) -> BatchingConfig:
+    return BatchingConfig(buckets=config.buckets, max_queue_delay_us=config.max_queue_delay_us)

@@ -1,0 +1,171 @@
+"""From a model to lanes that are ready: compiled, warmed and captured for every bucket, on one thread, before serving.
+
+`torch.compile` is not thread-safe, so every bucket is compiled and warmed here, by the calling thread, and captured into
+a graph per lane; serving only replays, and Dynamo never runs again. A model that cannot be captured runs eagerly, or
+compiled under one lock, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import nn
+
+from headrace.config import LanesConfig
+from headrace.errors import ModelError
+from headrace.pipeline import dispatch
+from headrace.processes import describe
+from headrace.runtime.cuda_lane import CudaLane, EagerCudaLane
+from headrace.runtime.host_lane import FlatModel, HostLane
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WARM_CALLS = 2  # the first compiles, the second is the first of its kind: cuDNN has chosen, memory is there
+
+
+class RawLane(dispatch.Lane, Protocol):
+    """A lane that can also run the model alone, on what its buffers hold, to measure what the device can do."""
+
+    def replay(self, bucket: int) -> None:
+        """Begin one run of the model without any copy. Does not wait."""
+
+    def synchronize(self) -> None:
+        """Return when all has been done."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSet:
+    """Ready lanes. `form` is how they run the model; `notes` say what was asked for and could not be had."""
+
+    lanes: tuple[RawLane, ...]
+    device: torch.device
+    make_lane: Callable[[], RawLane]  # one more, like them
+    form: str  # "CUDA graphs", "eager", "compiled under a lock", "host"
+    notes: tuple[str, ...]
+    compilations: int  # so far in this process, by Dynamo's own count
+
+    def recompiles(self) -> int:
+        """Return how often Dynamo has compiled since the lanes were ready: 0, if all is well."""
+        return compilations() - self.compilations
+
+    def close(self) -> None:
+        for lane in self.lanes:
+            lane.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneBuilder:
+    """Everything that lanes are made from. `example` are tensors on the host, [rows, *features], at least one row."""
+
+    model: nn.Module  # flat: tensors in, a tuple of contiguous tensors out; on the device
+    example: Sequence[Tensor]
+    device: torch.device
+    num_lanes: int
+    compile: bool
+    config: LanesConfig
+    mark: Callable[[str], None]  # told "compile" and "capture" when they are done
+
+    def build(self) -> LaneSet:
+        """Return ready lanes. Raises ModelError if the model fails, or the device's memory does not suffice."""
+        try:
+            notes: list[str] = []
+            model = self._compiled(notes)
+            self.mark("compile" if self.compile else "warm-up")
+            form, make_lane = self._form(model, notes)
+            lanes = tuple(make_lane() for _ in range(self.num_lanes))
+            self.mark("lanes")
+        except torch.OutOfMemoryError as error:
+            raise ModelError(_out_of_memory(self, error)) from error
+        return LaneSet(lanes, self.device, make_lane, form, tuple(notes), compilations())
+
+    def _form(self, model: FlatModel, notes: list[str]) -> tuple[str, Callable[[], RawLane]]:
+        """Return how lanes of this model work, and what makes one."""
+        if self.device.type == "cpu":
+            return "host", lambda: HostLane(model, self._buffers(), padded=self.compile)
+        if self.config.graphs:
+            try:
+                self._captured(model, self.config.buckets[:1]).close()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                torch.cuda.synchronize(self.device)
+                notes.append(f"the model cannot be captured into a CUDA graph, so it runs without ({describe(error)})")
+            else:
+                return "CUDA graphs", lambda: self._captured(model, self.config.buckets)
+        if model is self.model:
+            return "eager", lambda: EagerCudaLane(model, self._buffers(), spin=self.config.spin)
+        locked = _locked(model)
+        return "compiled under a lock", lambda: EagerCudaLane(locked, self._buffers(), spin=self.config.spin)
+
+    def _compiled(self, notes: list[str]) -> FlatModel:
+        """Return what the lanes call, warm for every bucket."""
+        if self.compile:
+            torch._dynamo.config.recompile_limit = max(  # noqa: SLF001  its public way in; one entry per bucket
+                torch._dynamo.config.recompile_limit,  # noqa: SLF001
+                2 * len(self.config.buckets) + 8,
+            )
+            model = cast("FlatModel", torch.compile(self.model, fullgraph=True, dynamic=False))
+            try:
+                self._warm(model)
+            except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
+                notes.append(f"the model cannot be compiled, so it runs uncompiled ({describe(error)})")
+            else:
+                return model
+        self._warm(self.model)
+        return self.model
+
+    def _warm(self, model: FlatModel) -> None:
+        inputs = self._buffers()
+        with torch.no_grad():
+            for bucket in self.config.buckets:
+                for _ in range(WARM_CALLS):
+                    model(*(tensor[:bucket] for tensor in inputs))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _buffers(self) -> list[Tensor]:
+        """Return a lane's static inputs, [largest bucket, *features], filled with the example over and over."""
+        largest = self.config.buckets[-1]
+        return [tensor[torch.arange(largest) % len(tensor)].to(self.device) for tensor in self.example]
+
+    def _captured(self, model: FlatModel, buckets: Sequence[int]) -> CudaLane:
+        lane = CudaLane(self._buffers(), self._scratch().data_ptr(), self.config.depth, spin=self.config.spin)
+        for bucket in reversed(buckets):  # the largest first: the smaller ones fit into its memory
+            lane.capture(model, bucket)
+        return lane
+
+    def _scratch(self) -> Tensor:
+        """Return pinned memory whose address stands in a graph until the first launch sets another."""
+        largest = max(tensor[0].nbytes for tensor in self.example)
+        return torch.empty(max(largest * self.config.buckets[-1], 1 << 20), dtype=torch.uint8, pin_memory=True)
+
+
+def compilations() -> int:
+    """Return how many graphs Dynamo has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001  no public counter
+
+
+def _locked(model: FlatModel) -> FlatModel:
+    lock = threading.Lock()
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with lock:
+            return model(*inputs)
+
+    return run
+
+
+def _out_of_memory(builder: LaneBuilder, error: torch.OutOfMemoryError) -> str:
+    free, total = torch.cuda.mem_get_info(builder.device)
+    return (
+        f"{builder.num_lanes} lanes with buckets of up to {builder.config.buckets[-1]} rows do not fit into the device's"
+        f" memory ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free: {describe(error)}); use fewer --num-workers or a"
+        " smaller --max-batch-size"
+    )

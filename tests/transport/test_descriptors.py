@@ -1,0 +1,154 @@
+"""Descriptors between two sides: whole, in order, never more than fit, and a sleeping reader is woken."""
+
+import os
+import select
+from concurrent.futures import ThreadPoolExecutor
+from mmap import mmap
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import PeerGone, TransportFailed
+from headrace.transport.descriptors import (
+    ANSWER,
+    DESCRIPTOR_DTYPE,
+    REQUEST,
+    Descriptor,
+    DescriptorRing,
+    pack,
+    require_ordered_memory,
+    unpack,
+)
+from headrace.transport.layout import COUNTERS, DESCRIPTOR
+
+WAIT_S = 60
+ENTRIES = 4
+
+
+@pytest.fixture
+def wake_fd():
+    descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    yield descriptor
+    os.close(descriptor)
+
+
+def ring_of(wake_fd, entries=ENTRIES, find_peer=lambda: None):
+    return DescriptorRing(mmap(-1, COUNTERS + entries * DESCRIPTOR), 0, entries, wake_fd, find_peer)
+
+
+def packed(*indexes):
+    return b"".join(pack(Descriptor(index, REQUEST)) for index in indexes)
+
+
+def indexes_of(data):
+    return [descriptor.index for descriptor in unpack(data)]
+
+
+INT, LONG = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.tuples(LONG, *[INT] * 6, *[LONG] * 4))
+def test_one_packed_and_many_in_an_array_are_the_same_bytes(fields):
+    descriptor = Descriptor(*fields)
+    assert DESCRIPTOR_DTYPE.itemsize == len(pack(descriptor)) == DESCRIPTOR
+    assert DESCRIPTOR_DTYPE.names == Descriptor._fields
+    assert np.frombuffer(pack(descriptor), DESCRIPTOR_DTYPE)[0].item() == descriptor
+    assert list(unpack(pack(descriptor) * 2)) == [descriptor] * 2
+
+
+def test_descriptors_arrive_in_order_and_whole(wake_fd):
+    ring = ring_of(wake_fd)
+    sent = [
+        Descriptor(2**40 + 7, REQUEST, 2, 5, 3, 8, 1, 1, 2, 3, 2**62),
+        Descriptor(-1, ANSWER),
+    ]
+    for descriptor in sent:
+        ring.put(pack(descriptor))
+    assert list(unpack(ring.take(0))) == sent
+    assert ring.take(0) == b""
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, ENTRIES + 1)), max_size=60))
+def test_a_ring_is_a_bounded_queue(steps):
+    """Whatever the order of puts (True) and takes of several: first in first out, and too much is refused whole."""
+    wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    ring, waiting, next_index = ring_of(wake_fd), [], 0
+    for put, count in steps:
+        if put:
+            indexes = range(next_index, next_index + count)
+            next_index += count
+            if len(waiting) + count > ENTRIES:
+                with pytest.raises(TransportFailed, match="the ring is full: 4 descriptors wait to be read"):
+                    ring.put(packed(*indexes))
+            else:
+                ring.put(packed(*indexes))
+                waiting += indexes
+        else:
+            most = max(1, count)
+            assert indexes_of(ring.take(0, most)) == waiting[:most]
+            del waiting[:most]
+    assert indexes_of(ring.take(0)) == waiting
+    os.close(wake_fd)
+
+
+def test_threads_that_put_at_the_same_time_lose_nothing(wake_fd):
+    ring = ring_of(wake_fd, entries=800)
+    with ThreadPoolExecutor(4) as writers:
+        for begin in range(0, 800, 200):
+            writers.submit(lambda begin: [ring.put(packed(index)) for index in range(begin, begin + 200)], begin)
+    indexes = indexes_of(ring.take(0))
+    assert sorted(indexes) == list(range(800))
+    for begin in range(0, 800, 200):
+        own = [index for index in indexes if begin <= index < begin + 200]
+        assert own == sorted(own), "each thread's stay in order"
+
+
+def test_a_late_wake_up_is_not_taken_for_work(wake_fd):
+    ring = ring_of(wake_fd)
+    os.eventfd_write(wake_fd, 1)
+    with ThreadPoolExecutor(1) as reader:
+        taken = reader.submit(ring.take, WAIT_S)
+        while select.select([wake_fd], [], [], 0)[0]:  # until the reader has drained it
+            pass
+        ring.put(packed(5))
+        assert indexes_of(taken.result(WAIT_S)) == [5]
+
+
+def test_take_gives_up_after_its_time(wake_fd):
+    assert ring_of(wake_fd).take(0.01) == b""
+
+
+@pytest.fixture
+def dead_peer():
+    """What is readable for ever, as the descriptor of a process that has ended is."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    yield reader
+    os.close(reader)
+
+
+def test_a_peer_that_has_gone_is_told_at_once_but_only_when_all_that_it_left_is_read(wake_fd, dead_peer):
+    ring = ring_of(wake_fd, find_peer=lambda: dead_peer)
+    ring.put(packed(1, 2))
+    assert indexes_of(ring.take(WAIT_S, 1)) == [1]
+    assert indexes_of(ring.take(WAIT_S, 1)) == [2]
+    for _ in range(2):
+        with pytest.raises(PeerGone, match="start it and connect again"):
+            ring.take(WAIT_S)
+
+
+def test_what_a_peer_wrote_just_before_it_went_is_read_all_the_same(wake_fd, dead_peer):
+    def writes_and_goes():
+        ring.put(packed(7))
+        return dead_peer
+
+    ring = ring_of(wake_fd, find_peer=writes_and_goes)
+    assert indexes_of(ring.take(WAIT_S)) == [7]
+
+
+def test_a_processor_that_reorders_stores_is_refused():
+    require_ordered_memory("x86_64")
+    with pytest.raises(TransportFailed, match="this is aarch64; use --transport queue"):
+        require_ordered_memory("aarch64")
