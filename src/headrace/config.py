@@ -90,6 +90,7 @@ class LanesConfig:
     max_queue_delay_us: int = 0  # how long a batch may wait to grow; 0: never while a lane is free
     depth: int = 3  # batches that a lane has at once, running and queued behind
     graphs: bool = True  # CUDA graphs, where the model can be captured
+    prefetch: bool = True  # large batches are copied in on a stream of their own, ahead of the lanes
     spin: bool = True  # wait for the device with a busy core, which answers sooner than an interrupt
     channels_last: bool = True
     fold_batch_norm: bool = True

@@ -176,6 +176,7 @@ def add_lanes_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, default, text in (
         ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
+        ("prefetch", defaults.prefetch, "copy large batches in on a stream of their own, ahead of the lanes"),
         ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
         ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
         ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
@@ -197,6 +198,7 @@ def lanes_config(args: argparse.Namespace) -> LanesConfig:
         max_queue_delay_us=args.max_queue_delay_us,
         depth=args.lane_depth,
         graphs=args.graphs,
+        prefetch=args.prefetch,
         spin=args.spin,
         channels_last=args.channels_last,
         fold_batch_norm=args.fold_batch_norm,

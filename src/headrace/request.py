@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +77,11 @@ class Segment:
     first_row: int
     rows: int
 
+    @property
+    def slice(self) -> slice:
+        """The rows in the table."""
+        return slice(self.first_row, self.first_row + self.rows)
+
 
 @dataclass(slots=True)
 class Batch:
@@ -85,17 +90,30 @@ class Batch:
     tickets: list[Ticket]
     segments: list[Segment]
     rows: int
-    bucket: int  # rows that the model runs with
+    bucket: int = 0  # rows that the model runs with; set before it is launched
     token: object = None  # the lane's own: how it knows this batch again
+    error: Exception | None = None  # why it could not even be launched
+
+    def pieces(self) -> Iterator[tuple[Segment, slice]]:
+        """Yield each segment, and the batch's rows that it is."""
+        at = 0
+        for segment in self.segments:
+            yield segment, slice(at, at + segment.rows)
+            at += segment.rows
 
     @classmethod
-    def of(cls, tickets: list[Ticket], bucket: int) -> Batch:
+    def of(cls, tickets: list[Ticket]) -> Batch:
         """Join requests; those that lie side by side in one table become one segment."""
-        segments: list[Segment] = []
-        for ticket in tickets:
-            last = segments[-1] if segments else None
-            if last and last.table is ticket.source.table and last.first_row + last.rows == ticket.first_row:
+        first = tickets[0]
+        last = Segment(first.source.table, first.first_row, first.rows)
+        segments = [last]
+        rows = first.rows
+        for ticket in tickets[1:]:
+            table = ticket.source.table
+            if last.table is table and last.first_row + last.rows == ticket.first_row:
                 last.rows += ticket.rows
             else:
-                segments.append(Segment(ticket.source.table, ticket.first_row, ticket.rows))
-        return cls(tickets, segments, sum(segment.rows for segment in segments), bucket)
+                last = Segment(table, ticket.first_row, ticket.rows)
+                segments.append(last)
+            rows += ticket.rows
+        return cls(tickets, segments, rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headrace.config import DesignConfig
-from headrace.designs import make_design
+from headrace.designs import make_published_design
 from headrace.errors import ModelError
 from headrace.request import Request
 from headrace.runtime.device import HostDevice
@@ -55,7 +55,7 @@ def batches(count, rows=3, last_rows=None):
 
 @pytest.fixture(params=DESIGNS.values(), ids=DESIGNS.keys())
 def design(request):
-    return make_design(request.param)
+    return make_published_design(request.param)
 
 
 @pytest.mark.parametrize("rows", [1, 7], ids=["one row", "seven rows"])
@@ -129,7 +129,7 @@ class BrokenDevice(HostDevice):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_exception_in_a_copy_stage_answers_its_request(place, words, workers):
     endpoint = ListEndpoint(batches(5))
-    design = make_design(DesignConfig(name="h2d_d2h_threads", num_workers=workers))
+    design = make_published_design(DesignConfig(name="h2d_d2h_threads", num_workers=workers))
     design.serve(endpoint, BrokenDevice(place), lambda: torch.nn.Linear(4, 2))
     assert sorted(endpoint.errors) == list(range(5))
     assert all(words in str(error) for error in endpoint.errors.values())
@@ -142,7 +142,9 @@ def test_an_answer_that_cannot_be_copied_out_is_told():
 
     for config in DESIGNS.values():
         endpoint = ListEndpoint(batches(3))
-        make_design(config).serve(endpoint, HostDevice(), lambda: lambda inputs: inputs.as_subclass(Unreadable))
+        make_published_design(config).serve(
+            endpoint, HostDevice(), lambda: lambda inputs: inputs.as_subclass(Unreadable)
+        )
         assert sorted(endpoint.errors) == [0, 1, 2]
 
 
@@ -243,7 +245,7 @@ class ScriptedStream:
 def test_streams_wait_only_for_recorded_events_and_keep_what_they_use():
     device = ScriptedDevice()
     endpoint = ListEndpoint(batches(20))
-    make_design(DesignConfig(name="h2d_d2h_threads", num_workers=2)).serve(
+    make_published_design(DesignConfig(name="h2d_d2h_threads", num_workers=2)).serve(
         endpoint, device, lambda: torch.nn.Linear(4, 2)
     )
     waits = [entry for entry in device.log if entry[1] == "waits for"]

@@ -45,7 +45,7 @@ def forward_rates(lanes: LaneSet, bucket: int, streams: Sequence[int]) -> dict[i
     rates = {}
     for count in streams:
         while len(available) < count:
-            available.append(lanes.make_lane())
+            available.append(lanes.make_lane(1))
         rates[count] = bucket * _launches_per_s(available[:count], bucket)
     for lane in available[len(lanes.lanes) :]:
         lane.close()

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from headrace.designs.base import Endpoint, Model
     from headrace.runtime.device import Device
-    from headrace.transport.descriptors import Descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +63,24 @@ class LanesDesign:
             self._serve_queue(endpoint, device, load_model)
 
     def _serve_ring(self, endpoint: RingEndpoint, device: Device, load_model: Callable[[], Model]) -> None:
-        first = self._first_tickets(endpoint)
-        if not first:
-            return
+        arrivals = RingArrivals(endpoint)
+        first: Sequence[Ticket] | None = ()
+        while not first:
+            first = arrivals.take(POLL_S)
+            if first is None:
+                return
         rows = slice(first[0].first_row, first[0].first_row + first[0].rows)
+        example = [each[rows] for each in endpoint.table.inputs]
         with ExitStack() as stack:
-            example = [each[rows] for each in endpoint.table.inputs]
-            dispatcher = self._start(stack, load_model(), example, endpoint.table.layout, device)
-            _submit(dispatcher, first)
-            while (taken := endpoint.take(POLL_S)) is not None:
-                _submit(dispatcher, _tickets(endpoint, taken))
-
-    def _first_tickets(self, endpoint: RingEndpoint) -> list[Ticket]:
-        while (taken := endpoint.take(POLL_S)) is not None:
-            if taken:
-                return _tickets(endpoint, taken)
-        return []
+            dispatcher = self._build(stack, load_model(), example, endpoint.table.layout, device)
+            arrivals.put_back(first)
+            if self.config.spin and device.torch_device.type == "cuda":
+                dispatcher.serve(arrivals)
+                return
+            dispatcher.start()
+            stack.callback(dispatcher.stop)
+            while (tickets := arrivals.take(POLL_S)) is not None:
+                _submit(dispatcher, tickets)
 
     def _serve_queue(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         with ExitStack() as stack:
@@ -110,12 +111,20 @@ class LanesDesign:
         )
         source = LocalSource(layout, device.register)
         stack.callback(source.close)
-        return _Relay(endpoint, source, self._start(stack, model, [request.inputs], layout, device))
+        return _Relay(endpoint, source, self._started(stack, model, request, layout, device))
 
-    def _start(
+    def _started(
+        self, stack: ExitStack, model: Model, request: Request, layout: Layout, device: Device
+    ) -> Dispatcher:
+        dispatcher = self._build(stack, model, [request.inputs], layout, device)
+        dispatcher.start()
+        stack.callback(dispatcher.stop)
+        return dispatcher
+
+    def _build(
         self, stack: ExitStack, model: Model, example: Sequence[Tensor], layout: Layout, device: Device
     ) -> Dispatcher:
-        """Return a dispatcher that `stack` will stop, with all that it has answered."""
+        """Return a dispatcher of lanes that are ready, and that `stack` will close when it has been stopped."""
         assert isinstance(model, nn.Module)
         optimised = optimise(model, optimise_config(self.config, self.precision, self.normalise))
         self.mark("optimise")
@@ -129,10 +138,7 @@ class LanesDesign:
             mark=self.mark,
         ).build()
         stack.callback(self._finish, lanes, optimised.skipped, layout)
-        dispatcher = Dispatcher(lanes.lanes, _batching(self.config), self.config.depth)
-        dispatcher.start()
-        stack.callback(dispatcher.stop)
-        return dispatcher
+        return Dispatcher(lanes.lanes, _batching(self.config), self.config.depth)
 
     def _finish(self, lanes: LaneSet, skipped: Sequence[str], layout: Layout) -> None:
         self.report.extend((f"lanes: {lanes.form}", *lanes.notes, *skipped))
@@ -170,9 +176,31 @@ class _Relay:
         _submit(self._dispatcher, [ticket])
 
 
-def _tickets(endpoint: RingEndpoint, taken: Sequence[Descriptor]) -> list[Ticket]:
-    received_ns = now_ns()
-    return [Ticket(endpoint, told.index, told.first_row, told.rows, received_ns) for told in taken]
+class RingArrivals:
+    """A ring's requests as tickets: what the dispatcher's loop takes."""
+
+    def __init__(self, endpoint: RingEndpoint) -> None:
+        self._endpoint = endpoint
+        self._put_back: Sequence[Ticket] = ()
+
+    def ready(self) -> bool:
+        """See `dispatch.Arrivals`."""
+        return bool(self._put_back) or self._endpoint.ready()
+
+    def take(self, timeout_s: float) -> Sequence[Ticket] | None:
+        """See `dispatch.Arrivals`."""
+        if self._put_back:
+            tickets, self._put_back = self._put_back, ()
+            return tickets
+        taken = self._endpoint.take(timeout_s)
+        if taken is None:
+            return None
+        received_ns = now_ns()
+        return [Ticket(self._endpoint, told.index, told.first_row, told.rows, received_ns) for told in taken]
+
+    def put_back(self, tickets: Sequence[Ticket]) -> None:
+        """Have these taken once more, first."""
+        self._put_back = tickets
 
 
 def _submit(dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:

@@ -9,9 +9,8 @@ long, counted from its oldest request, even for an idle lane: larger batches for
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
 
 from headrace.errors import InvalidOption
 
@@ -55,21 +54,22 @@ def may_start(waiting_rows: int, config: BatchingConfig, *, lane_idle: bool) -> 
     return waiting_rows > 0 and (lane_idle or waiting_rows >= config.max_batch_size)
 
 
-def take(waiting: Sequence[int], waited_us: float, config: BatchingConfig, *, lane_idle: bool) -> int:
+def take(waiting: Iterable[int], waited_us: float, config: BatchingConfig, *, lane_idle: bool) -> int:
     """Return how many requests from the head make up the next batch; 0 means keep waiting.
 
     `waiting` are the requests' rows, oldest first; `waited_us` is the oldest one's time. Admission has refused any
     request larger than the largest bucket.
     """
-    sums = list(accumulate(islice(waiting, config.max_batch_size + 1)))
-    fitting = bisect_left(sums, config.max_batch_size + 1)
-    if not fitting:
+    sums: list[int] = []
+    total = 0
+    for rows in waiting:
+        total += rows
+        if total >= config.max_batch_size:
+            return len(sums) + (total == config.max_batch_size)
+        sums.append(total)
+    if not sums or not lane_idle or waited_us < config.max_queue_delay_us:
         return 0
-    if fitting < len(sums) or sums[fitting - 1] == config.max_batch_size:
-        return fitting
-    if not lane_idle or waited_us < config.max_queue_delay_us:
-        return 0
-    return _worth_padding(sums[:fitting], config)
+    return _worth_padding(sums, config)
 
 
 def _worth_padding(sums: Sequence[int], config: BatchingConfig) -> int:

@@ -1,23 +1,25 @@
 """The dispatcher: takes waiting requests to the lanes, and their answers back to where they came from.
 
-Two threads at work: whoever submits launches what can be launched; one more waits for the oldest launched batch, answers
-it, and launches what has waited for the room. Both call `_pump`, under one lock. A launch only hands work to a lane and
-never waits for it.
+It works in one of two ways. `serve` is a single loop for a process that does nothing else: it takes requests, launches
+them, looks which launched batches are done, and answers those together; while anything is under way it never sleeps.
+`start` is for a process that others share: whoever submits also launches, and one thread waits for the oldest launched
+batch, answers it, and launches what has waited for the room. A launch only hands work to a lane and never waits for it.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import groupby, islice
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Protocol
 
 from headrace.clock import Clock, now_ns
 from headrace.errors import EngineStopped
 from headrace.pipeline.batch import BatchingConfig, bucket_of, may_start, take
 from headrace.request import Batch, Ticket
+
+IDLE_POLL_S = 1.0  # how often an idle loop looks up; work wakes it at once
 
 
 class Lane(Protocol):
@@ -26,12 +28,27 @@ class Lane(Protocol):
     def launch(self, batch: Batch) -> None:
         """Begin: copies in, model, copies out. Does not wait. Raises what went wrong."""
 
+    def done(self, batch: Batch) -> bool:
+        """Tell whether a launched batch has ended, well or not. Does not wait."""
+
     def wait(self, batch: Batch) -> None:
         """Return when the outputs of a launched batch lie in its tables. Raises what went wrong."""
 
 
+class Arrivals(Protocol):
+    """Where the loop's requests come from."""
+
+    def ready(self) -> bool:
+        """Tell cheaply whether `take` would return at once."""
+
+    def take(self, timeout_s: float) -> Sequence[Ticket] | None:
+        """Return what has come, nothing after `timeout_s`; None when no more will come."""
+
+
 class _Busy:
     """A lane and how many batches it has."""
+
+    __slots__ = ("lane", "launched", "number")
 
     def __init__(self, number: int, lane: Lane) -> None:
         self.number = number
@@ -47,22 +64,40 @@ class Dispatcher:
     """
 
     def __init__(self, lanes: Sequence[Lane], batching: BatchingConfig, depth: int, clock: Clock = now_ns) -> None:
-        self._lanes = [_Busy(number, lane) for number, lane in enumerate(lanes)]
         self._batching = batching
-        self._depth = depth
         self._clock = clock
+        # Lanes by how many batches they have; within a level, the one that has waited longest is next.
+        self._levels: list[deque[_Busy]] = [deque() for _ in range(depth + 1)]
+        self._levels[0].extend(_Busy(number, lane) for number, lane in enumerate(lanes))
         self._waiting: deque[Ticket] = deque()
         self._waiting_rows = 0
-        self._launched: queue.SimpleQueue[tuple[_Busy, Batch] | None] = queue.SimpleQueue()
+        self._launched: deque[tuple[_Busy, Batch]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._open_tickets = 0
         self._failure: Exception | None = None
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
+    def serve(self, arrivals: Arrivals) -> None:
+        """Answer requests on the calling thread until no more will come and all have ended."""
+        more = True
+        while more or self._open_tickets:
+            if more and (arrivals.ready() or not self._open_tickets):
+                tickets = arrivals.take(0.0 if self._open_tickets else IDLE_POLL_S)
+                more = tickets is not None
+                if tickets:
+                    self._submit_or_tell(tickets)
+            self._finish_done()
+            if self._waiting:
+                with self._changed:
+                    self._pump()
+
     def start(self) -> None:
-        targets = [self._finish_all] + [self._watch_delays] * (self._batching.max_queue_delay_us > 0)
-        self._threads = [threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True) for target in targets]
+        """Begin answering what is submitted, on threads of its own."""
+        targets = [self._finish_in_order] + [self._watch_delays] * (self._batching.max_queue_delay_us > 0)
+        self._threads = [
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True) for target in targets
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -75,78 +110,102 @@ class Dispatcher:
             if self._stopping or self._failure:
                 raise EngineStopped(str(self._failure or "the engine is stopping and takes no more requests"))
             self._waiting.extend(tickets)
-            self._waiting_rows += sum(ticket.rows for ticket in tickets)
+            for ticket in tickets:
+                self._waiting_rows += ticket.rows
             self._open_tickets += len(tickets)
             self._pump()
-
-    def drain(self) -> None:
-        """Return when every ticket has ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open_tickets)
 
     def stop(self) -> None:
         """Take no more, end what is there, and end the threads."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self.drain()
-        self._launched.put(None)
         for thread in self._threads:
             thread.join()
 
+    def _submit_or_tell(self, tickets: Sequence[Ticket]) -> None:
+        try:
+            self.submit(tickets)
+        except EngineStopped as error:
+            for ticket in tickets:
+                ticket.error = error
+            tell(tickets)
+
     def _pump(self) -> None:
         """Launch whatever may be launched now. The lock is held."""
-        while (busy := self._freest()) is not None:
-            idle = not busy.launched
-            if not may_start(self._waiting_rows, self._batching, lane_idle=idle):
+        while self._waiting_rows and (level := self._freest()) is not None:
+            if not may_start(self._waiting_rows, self._batching, lane_idle=level == 0):
                 return
             waited_us = (self._clock() - self._waiting[0].received_ns) / 1000
-            rows = [ticket.rows for ticket in islice(self._waiting, self._batching.max_batch_size + 1)]
-            count = take(rows, waited_us, self._batching, lane_idle=idle)
+            rows = (ticket.rows for ticket in self._waiting)
+            count = take(rows, waited_us, self._batching, lane_idle=level == 0)
             if not count:
                 return
-            self._waiting_rows -= sum(rows[:count])
-            self._launch(busy, [self._waiting.popleft() for _ in range(count)])
+            self._launch(level, [self._waiting.popleft() for _ in range(count)])
 
-    def _freest(self) -> _Busy | None:
-        best = min(self._lanes, key=lambda busy: busy.launched)
-        return best if best.launched < self._depth else None
+    def _freest(self) -> int | None:
+        """Return the smallest number of batches that a lane has; None where all have as many as they may."""
+        for level, lanes in enumerate(self._levels[:-1]):
+            if lanes:
+                return level
+        return None
 
-    def _launch(self, busy: _Busy, tickets: list[Ticket]) -> None:
-        batch = Batch.of(tickets, bucket_of(sum(ticket.rows for ticket in tickets), self._batching))
+    def _launch(self, level: int, tickets: list[Ticket]) -> None:
+        busy = self._levels[level].popleft()
+        batch = Batch.of(tickets)
+        batch.bucket = bucket_of(batch.rows, self._batching)
+        self._waiting_rows -= batch.rows
         started_ns = self._clock()
         for ticket in tickets:
             ticket.started_ns, ticket.lane, ticket.batch_rows = started_ns, busy.number, batch.rows
         try:
             busy.lane.launch(batch)
         except Exception as error:  # noqa: BLE001  whatever it is, its requests are told
-            for ticket in tickets:
-                ticket.error = error
+            batch.error = error
         busy.launched += 1
-        # Move it behind its equals, so that lanes take turns.
-        self._lanes.remove(busy)
-        self._lanes.append(busy)
-        self._launched.put((busy, batch))
+        self._levels[busy.launched].append(busy)
+        self._launched.append((busy, batch))
+        if self._threads:
+            self._changed.notify_all()
 
-    def _finish_all(self) -> None:
-        while (launched := self._launched.get()) is not None:
-            self._finish(*launched)
+    def _finish_done(self) -> None:
+        """Answer, together, the oldest launched batches that are done."""
+        done = []
+        while self._launched and _is_done(*self._launched[0]):
+            done.append(self._launched.popleft())
+        if done:
+            self._finish(done)
 
-    def _finish(self, busy: _Busy, batch: Batch) -> None:
-        error = batch.tickets[0].error or self._wait(busy.lane, batch)
-        if error is not None:
-            self._blame(busy.lane, batch, error)
+    def _finish_in_order(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._launched or (self._stopping and not self._open_tickets))
+                if not self._launched:
+                    return
+                oldest = self._launched.popleft()
+            self._finish([oldest])
+
+    def _finish(self, batches: Sequence[tuple[_Busy, Batch]]) -> None:
+        ended: list[Ticket] = []
+        for busy, batch in batches:
+            error = batch.error or self._wait(busy.lane, batch)
+            if error is not None:
+                self._blame(busy.lane, batch, error)
+            ended += batch.tickets
         computed_ns = self._clock()
-        for ticket in batch.tickets:
+        for ticket in ended:
             ticket.computed_ns = computed_ns
-        tell(batch.tickets)
+        tell(ended)
         with self._changed:
-            busy.launched -= 1
-            self._open_tickets -= len(batch.tickets)
+            for busy, _ in batches:
+                self._levels[busy.launched].remove(busy)
+                busy.launched -= 1
+                self._levels[busy.launched].append(busy)
+            self._open_tickets -= len(ended)
             if self._failure:
                 self._abandon()
             self._pump()
-            if not self._open_tickets:
+            if self._threads and not self._open_tickets:
                 self._changed.notify_all()
 
     def _wait(self, lane: Lane, batch: Batch) -> Exception | None:
@@ -165,7 +224,8 @@ class Dispatcher:
         if self._failure or len(batch.tickets) == 1:
             return
         for ticket in batch.tickets:
-            alone = Batch.of([ticket], bucket_of(ticket.rows, self._batching))
+            alone = Batch.of([ticket])
+            alone.bucket = bucket_of(alone.rows, self._batching)
             try:
                 lane.launch(alone)
                 lane.wait(alone)
@@ -192,6 +252,10 @@ class Dispatcher:
                 self._pump()
                 left_ns = self._waiting[0].received_ns + delay_ns - self._clock() if self._waiting else delay_ns
                 self._changed.wait(max(left_ns, 10_000) / 1e9)
+
+
+def _is_done(busy: _Busy, batch: Batch) -> bool:
+    return batch.error is not None or busy.lane.done(batch)
 
 
 def tell(tickets: Iterable[Ticket]) -> None:

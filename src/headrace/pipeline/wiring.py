@@ -19,7 +19,7 @@ from headrace.config import LanesConfig
 from headrace.errors import ModelError
 from headrace.pipeline import dispatch
 from headrace.processes import describe
-from headrace.runtime.cuda_lane import CudaLane, EagerCudaLane
+from headrace.runtime.cuda_lane import CopyStream, CudaLane, EagerCudaLane
 from headrace.runtime.host_lane import FlatModel, HostLane
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LaneSet:
 
     lanes: tuple[RawLane, ...]
     device: torch.device
-    make_lane: Callable[[], RawLane]  # one more, like them
+    make_lane: Callable[[int], RawLane]  # one more, like them, with so many slots
     form: str  # "CUDA graphs", "eager", "compiled under a lock", "host"
     notes: tuple[str, ...]
     compilations: int  # so far in this process, by Dynamo's own count
@@ -79,30 +79,29 @@ class LaneBuilder:
             model = self._compiled(notes)
             self.mark("compile" if self.compile else "warm-up")
             form, make_lane = self._form(model, notes)
-            lanes = tuple(make_lane() for _ in range(self.num_lanes))
+            lanes = tuple(make_lane(self.config.depth) for _ in range(self.num_lanes))
             self.mark("lanes")
         except torch.OutOfMemoryError as error:
             raise ModelError(_out_of_memory(self, error)) from error
         return LaneSet(lanes, self.device, make_lane, form, tuple(notes), compilations())
 
-    def _form(self, model: FlatModel, notes: list[str]) -> tuple[str, Callable[[], RawLane]]:
+    def _form(self, model: FlatModel, notes: list[str]) -> tuple[str, Callable[[int], RawLane]]:
         """Return how lanes of this model work, and what makes one."""
         if self.device.type == "cpu":
-            return "host", lambda: HostLane(model, self._buffers(), padded=self.compile)
+            return "host", lambda _slots: HostLane(model, self._buffers(), padded=self.compile)
         if self.config.graphs:
             try:
-                self._captured(model, self.config.buckets[:1]).close()
+                self._captured(model, self.config.buckets[:1], None, 1).close()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 torch.cuda.synchronize(self.device)
                 notes.append(f"the model cannot be captured into a CUDA graph, so it runs without ({describe(error)})")
             else:
-                return "CUDA graphs", lambda: self._captured(model, self.config.buckets)
-        if model is self.model:
-            return "eager", lambda: EagerCudaLane(model, self._buffers(), spin=self.config.spin)
-        locked = _locked(model)
-        return "compiled under a lock", lambda: EagerCudaLane(locked, self._buffers(), spin=self.config.spin)
+                copies = CopyStream(self.device) if self.config.prefetch else None
+                return "CUDA graphs", lambda slots: self._captured(model, self.config.buckets, copies, slots)
+        name, run = ("eager", model) if model is self.model else ("compiled under a lock", _locked(model))
+        return name, lambda _slots: EagerCudaLane(run, self._buffers(), spin=self.config.spin)
 
     def _compiled(self, notes: list[str]) -> FlatModel:
         """Return what the lanes call, warm for every bucket."""
@@ -135,8 +134,11 @@ class LaneBuilder:
         largest = self.config.buckets[-1]
         return [tensor[torch.arange(largest) % len(tensor)].to(self.device) for tensor in self.example]
 
-    def _captured(self, model: FlatModel, buckets: Sequence[int]) -> CudaLane:
-        lane = CudaLane(self._buffers(), self._scratch().data_ptr(), self.config.depth, spin=self.config.spin)
+    def _captured(
+        self, model: FlatModel, buckets: Sequence[int], copies: CopyStream | None, slots: int
+    ) -> CudaLane:
+        buffers = [self._buffers() for _ in range(slots)]
+        lane = CudaLane(buffers, self._scratch(), copies, spin=self.config.spin)
         for bucket in reversed(buckets):  # the largest first: the smaller ones fit into its memory
             lane.capture(model, bucket)
         return lane

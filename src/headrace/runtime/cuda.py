@@ -14,6 +14,7 @@ from typing import Any
 from headrace.errors import DeviceUnavailable, EngineStopped
 
 # Errors after which the context answers every call alike: the process must be started anew.
+NOT_READY = 600  # cudaErrorNotReady
 STICKY = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 999})
 
 
@@ -43,19 +44,20 @@ class BlockingEvent:
     Measured on an H100 at batch 1, launch to answer: 0.23 ms spinning (p99 0.25), 0.32 ms sleeping (p99 0.96).
     """
 
-    def __init__(self, *, spin: bool, timing: bool = False) -> None:
+    def __init__(self, *, spin: bool) -> None:
         self._cuda = runtime()
-        flags = 0 if spin else self._cuda.cudaEventBlockingSync
-        self.handle = check(self._cuda.cudaEventCreateWithFlags(flags | (0 if timing else self._cuda.cudaEventDisableTiming)))
+        flags = self._cuda.cudaEventDisableTiming | (0 if spin else self._cuda.cudaEventBlockingSync)
+        self.handle = check(self._cuda.cudaEventCreateWithFlags(flags))
 
     def record(self, stream: object) -> None:
         check(self._cuda.cudaEventRecord(self.handle, stream))
 
+    def passed(self) -> bool:
+        """Tell whether waiting would return at once, well or with an error."""
+        return int(self._cuda.cudaEventQuery(self.handle)[0]) != NOT_READY
+
     def synchronize(self) -> None:
         check(self._cuda.cudaEventSynchronize(self.handle))
-
-    def elapsed_ms(self, since: BlockingEvent) -> float:
-        return float(check(self._cuda.cudaEventElapsedTime(since.handle, self.handle)))
 
 
 class SlotGraph:
@@ -71,12 +73,11 @@ class SlotGraph:
         inputs: Sequence[Any],
         outputs: Sequence[Any],
         scratch: int,
-        marks: Sequence[BlockingEvent] = (),
     ) -> None:
         """Build from torch's captured graph; inputs and outputs are its static tensors, [bucket, *features].
 
-        `scratch` is the address of registered host memory, as large as any of the tensors: a node must be made with some
-        address. `marks` are four events to be recorded before and after the copies in, after the model, and at the end.
+        Inputs that are left out must have been copied in by the time of the launch. `scratch` is the address of pinned
+        host memory, as large as any of the tensors: a node must be made with some address, and may then be given others.
         """
         self._cuda = cuda = runtime()
         self._to_device = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -84,17 +85,13 @@ class SlotGraph:
         self._inputs = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in inputs]
         self._outputs = [(tensor.data_ptr(), tensor[0].nbytes) for tensor in outputs]
         graph = check(cuda.cudaGraphCreate(0))
-        before = self._mark(graph, [], marks, 0)
         self._h2d = [
-            self._copy(graph, before, tensor.data_ptr(), scratch, tensor.nbytes, self._to_device) for tensor in inputs
+            self._copy(graph, [], tensor.data_ptr(), scratch, tensor.nbytes, self._to_device) for tensor in inputs
         ]
-        ready = self._mark(graph, self._h2d, marks, 1)
-        child = check(cuda.cudaGraphAddChildGraphNode(graph, ready, len(ready), cuda.cudaGraph_t(model_graph)))
-        done = self._mark(graph, [child], marks, 2)
+        model = check(cuda.cudaGraphAddChildGraphNode(graph, self._h2d, len(self._h2d), cuda.cudaGraph_t(model_graph)))
         self._d2h = [
-            self._copy(graph, done, scratch, tensor.data_ptr(), tensor.nbytes, self._to_host) for tensor in outputs
+            self._copy(graph, [model], scratch, tensor.data_ptr(), tensor.nbytes, self._to_host) for tensor in outputs
         ]
-        self._mark(graph, self._d2h, marks, 3)
         self._graph = graph  # its nodes are how the executable's are named, so it must live as long
         self._exec = check(cuda.cudaGraphInstantiate(graph, 0))
 
@@ -109,8 +106,3 @@ class SlotGraph:
 
     def _copy(self, graph: object, after: list[Any], to: int, source: int, size: int, kind: object) -> Any:  # noqa: ANN401
         return check(self._cuda.cudaGraphAddMemcpyNode1D(graph, after, len(after), to, source, size, kind))
-
-    def _mark(self, graph: object, after: list[Any], marks: Sequence[BlockingEvent], which: int) -> list[Any]:
-        if not marks:
-            return after
-        return [check(self._cuda.cudaGraphAddEventRecordNode(graph, after, len(after), marks[which].handle))]

@@ -33,6 +33,10 @@ class HostLane:
         """See `dispatch.Lane`."""
         batch.token = self._thread.submit(self._run, batch)
 
+    def done(self, batch: Batch) -> bool:
+        """See `dispatch.Lane`."""
+        return cast("Future[None]", batch.token).done()
+
     def wait(self, batch: Batch) -> None:
         """See `dispatch.Lane`."""
         cast("Future[None]", batch.token).result()
@@ -54,22 +58,16 @@ class HostLane:
 
     def _run(self, batch: Batch) -> None:
         outputs = self._forward(self._gather(batch))
-        at = 0
-        for segment in batch.segments:
+        for segment, rows in batch.pieces():
             for output, table_output in zip(outputs, segment.table.outputs, strict=True):
-                place = table_output[segment.first_row : segment.first_row + segment.rows]
-                place.copy_(output[at : at + segment.rows])
-            at += segment.rows
+                table_output[segment.slice].copy_(output[rows])
 
     def _gather(self, batch: Batch) -> tuple[Tensor, ...]:
         rows = batch.bucket if self._padded else batch.rows
         if len(batch.segments) == 1 and batch.rows == rows:
-            segment = batch.segments[0]
-            return tuple(each[segment.first_row : segment.first_row + rows] for each in segment.table.inputs)
-        at = 0
-        for segment in batch.segments:
+            only = batch.segments[0]
+            return tuple(each[only.slice] for each in only.table.inputs)
+        for segment, part in batch.pieces():
             for buffer, table_input in zip(self._inputs, segment.table.inputs, strict=True):
-                place = table_input[segment.first_row : segment.first_row + segment.rows]
-                buffer[at : at + segment.rows].copy_(place)
-            at += segment.rows
+                buffer[part].copy_(table_input[segment.slice])
         return tuple(buffer[:rows] for buffer in self._inputs)

@@ -127,7 +127,7 @@ class DescriptorRing:
 
         Raises PeerGone if there are none and the writing process has ended.
         """
-        if not self._has_work() and not self._wait(timeout_s):
+        if not self.has_work() and not self._wait(timeout_s):
             return b""
         read = self._counters[_READ]
         count = min(self._counters[_WRITTEN] - read, most)
@@ -147,7 +147,8 @@ class DescriptorRing:
         data = bytes(self._bodies[at * DESCRIPTOR : (at + first) * DESCRIPTOR])
         return data if first == count else data + bytes(self._bodies[: (count - first) * DESCRIPTOR])
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Tell whether `take` would return something at once. Cheap enough to be asked all the time."""
         return self._counters[_READ] != self._counters[_WRITTEN]
 
     def _wait(self, timeout_s: float) -> bool:
@@ -166,13 +167,13 @@ class DescriptorRing:
         with self._lock:  # the fence
             pass
         gone = False
-        if not self._has_work():
+        if not self.has_work():
             peer = self._find_peer()
             ready, _, _ = select.select([self._wake_fd, *([] if peer is None else [peer])], [], [], timeout_s)
             gone = peer in ready
         self._counters[_ASLEEP] = 0
         _drain(self._wake_fd)
-        if self._has_work():
+        if self.has_work():
             return True
         if gone:
             raise PeerGone("the process at the other end of the ring has ended; start it and connect again")

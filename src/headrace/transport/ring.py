@@ -158,6 +158,10 @@ class RingEndpoint:
             descriptors.pop()
         return descriptors
 
+    def ready(self) -> bool:
+        """Tell whether `take` would return at once."""
+        return self._mapped.requests.has_work()
+
     def finish(self, tickets: Sequence[Ticket]) -> None:
         """Tell the client of requests that have ended: `request.Source`'s half of this."""
         responded_ns = now_ns()
