@@ -41,8 +41,8 @@ class ModelConfig:
     download: bool = True  # fetch a missing torchvision checkpoint; else seeded random weights
     seed: int = 0  # of the random weights
     compile: bool = False  # torch.compile, as published
-    # float32 tensors: "tf32" lets convolutions round (PyTorch's default), "float32" forbids it. "bf16" and "fp16" compute
-    # in 16 bits, in the lanes only.
+    # Of float32 tensors: "tf32" lets convolutions round (PyTorch's default), "float32" forbids it. "bf16" and "fp16"
+    # compute in 16 bits, in the lanes only.
     precision: Precision = "tf32"
 
 
@@ -102,9 +102,7 @@ class LanesConfig:
             bool(self.buckets) and min(self.buckets) >= 1 and list(self.buckets) == sorted(set(self.buckets)),
             f"--buckets {' '.join(map(str, self.buckets))}: give ascending numbers of rows, each once and at least 1",
         )
-        require(
-            self.max_queue_delay_us >= 0, f"--max-queue-delay-us {self.max_queue_delay_us}: cannot be negative"
-        )
+        require(self.max_queue_delay_us >= 0, f"--max-queue-delay-us {self.max_queue_delay_us}: cannot be negative")
         require(1 <= self.depth <= 64, f"--lane-depth {self.depth}: must be 1 to 64")
 
 
@@ -112,8 +110,8 @@ class LanesConfig:
 class InputConfig:
     """What the requests carry: images, made before the clock starts.
 
-    Over the wire they are float32 [batch_size, 3, image_size, image_size], normalised, or uint8 [batch_size, image_size,
-    image_size, 3], which the lanes normalise on the device.
+    Over the wire they are float32 [batch_size, 3, image_size, image_size], normalised, or uint8 [batch_size,
+    image_size, image_size, 3], which the lanes normalise on the device.
     """
 
     kind: InputKind = "photos"

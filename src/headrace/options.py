@@ -25,7 +25,8 @@ from headrace.pipeline.batch import powers_of_two
 from headrace.study.plan import SweepConfig
 
 NUM_ITERS = 100  # as published
-LANES = 8
+# Lanes by the rows of the largest bucket: small batches fill a GPU only together.
+LANES: tuple[tuple[int, int], ...] = ((32, 4), (8, 8), (0, 16))
 LANES_CPU = 1
 LANES_ROWS = 65_536
 RING_SLOTS = 16
@@ -129,7 +130,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
         type=int,
         metavar="N",
-        help=f"predict threads, or lanes (default: 1; lanes: {LANES}, {LANES_CPU} on the CPU)",
+        help="predict threads, or lanes (default: 1; lanes: 4, 8 or 16 by the largest bucket, 1 on the CPU)",
     )
     add_transport_options(group)
     group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
@@ -153,7 +154,7 @@ def add_lanes_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="ROWS",
-        help="batch sizes to prepare the model for (default: with --max-batch-size its powers of two, else --batch-size)",
+        help="batch sizes to prepare for (default: with --max-batch-size its powers of two, else --batch-size)",
     )
     group.add_argument(
         "--max-queue-delay-us",
@@ -309,7 +310,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     """Return the run that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
     device = resolve_device(args.device)
     lanes = lanes_config(args)
-    workers = _default_workers(args.design, device) if args.num_workers is None else args.num_workers
+    workers = _default_workers(args.design, device, lanes) if args.num_workers is None else args.num_workers
     config = RunConfig(
         device=device,
         model=ModelConfig(
@@ -348,10 +349,14 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _default_workers(design: str, device: str) -> int:
+def _default_workers(design: str, device: str, lanes: LanesConfig) -> int:
     if design != "lanes":
         return 1
-    return LANES_CPU if device == "cpu" else LANES
+    largest = max(lanes.buckets, default=1)
+    for rows, count in LANES:
+        if device != "cpu" and largest >= rows:
+            return count
+    return LANES_CPU
 
 
 def _default_slots(args: argparse.Namespace, workers: int, lanes: LanesConfig) -> int:
@@ -364,7 +369,7 @@ def _default_slots(args: argparse.Namespace, workers: int, lanes: LanesConfig) -
 
 def _usual_iters(args: argparse.Namespace) -> int:
     """Return the published number; with lanes, so many that a fast GPU is busy for a second or more."""
-    return max(NUM_ITERS, LANES_ROWS // max(1, args.batch_size)) if args.design == "lanes" else NUM_ITERS
+    return max(NUM_ITERS, LANES_ROWS // max(1, int(args.batch_size))) if args.design == "lanes" else NUM_ITERS
 
 
 def _by_device(given: int | None, device: str, usual: int, on_cpu: int) -> int:

@@ -176,7 +176,7 @@ def _row_bytes(config: InputConfig) -> int:
 
 
 def _pictures(config: InputConfig, distinct: int) -> Iterator[Image.Image]:
-    """Yield each photograph whole, then seeded crops of them in turn, half of them mirrored, image_size x image_size."""
+    """Yield each photograph whole, then seeded crops of them in turn, half of them mirrored; all image_size square."""
     size = config.image_size
     photographs = [_shrunk(_open(path), 2 * size) for path in photograph_files(PAYLOAD).values()]
     generator = np.random.default_rng(config.seed)

@@ -36,6 +36,7 @@ class LoadJob:
     backend_on_cpu: bool
     tolerance: float  # of an answer: relative L2 error of a row
     queues: QueuePair
+    over_ring: bool
     client: ClientKind  # over a ring: copies each batch in, or has them there
     report: Connection
     window: Connection  # to the telemetry process

@@ -7,6 +7,7 @@ thread, then the published burst: all measured requests at once.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 POLL_S = 0.5
 ACK_TIMEOUT_S = 10.0
+COPY_THREADS = 8
 
 
 def run_load_generator(job: LoadJob) -> None:
     """Prepare, wait for the word, send, verify, report. The target of the process."""
     become_child()
     if job.backend_on_cpu:
-        torch.set_num_threads(1)  # the cores are the backend's; else they all copy into shared memory, as published
+        torch.set_num_threads(1)  # the cores are the backend's
+    elif job.over_ring:
+        # More threads copy no faster on an H100's host. The queue's copies stay as published: on all cores.
+        torch.set_num_threads(min(COPY_THREADS, max(1, len(os.sched_getaffinity(0)) // 2)))
     sender: Sender | None = None
     try:
         plan = plan_phases(job.load)

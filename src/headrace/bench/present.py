@@ -131,7 +131,9 @@ def _efficiency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     if efficiency is None:
         return []
     limit = _number(efficiency.limit_samples_per_s, "samples/s")
-    return [("efficiency", f"{efficiency.ratio:.3f}", f"of {limit}, measured after it; what binds: {efficiency.binding}")]
+    return [
+        ("efficiency", f"{efficiency.ratio:.3f}", f"of {limit}, measured after it; what binds: {efficiency.binding}")
+    ]
 
 
 def _activity_lines(summary: RunSummary) -> list[tuple[str, str, str]]:

@@ -192,6 +192,7 @@ class _Run:
                 backend_on_cpu=config.device_kind == "cpu",
                 tolerance=answers.tolerance(config.device_kind, config.model.precision, compiled=config.model.compile),
                 queues=self._queues,
+                over_ring=config.transport.name == "ring",
                 client=config.transport.client,
                 report=report,
                 window=to_telemetry,

@@ -24,7 +24,7 @@ Descriptors = npt.NDArray[np.void]  # of DESCRIPTOR_DTYPE
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Answers that came together. `outputs` are those of the answers that are no errors, in order: [answers, rows, ...]."""
+    """Answers that came together. `outputs` are those of all that are no errors, in order: [answers, rows, ...]."""
 
     descriptors: Descriptors
     outputs: npt.NDArray[np.generic] | None
@@ -100,9 +100,10 @@ class CopyingSender:
 
 
 class InPlaceSender:
-    """Fills the whole table before the clock starts, as a client does that makes its data there; a request names a place.
+    """Fills the whole table before the clock starts, as a client does that makes its data there.
 
-    A place is used again once its answer has been read, the one that has waited longest first.
+    A request only names a place. A place is used again once its answer has been read, the one that has waited longest
+    first.
     """
 
     def __init__(self, client: RingClient, batches: Sequence[Tensor]) -> None:

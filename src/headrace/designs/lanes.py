@@ -113,9 +113,7 @@ class LanesDesign:
         stack.callback(source.close)
         return _Relay(endpoint, source, self._started(stack, model, request, layout, device))
 
-    def _started(
-        self, stack: ExitStack, model: Model, request: Request, layout: Layout, device: Device
-    ) -> Dispatcher:
+    def _started(self, stack: ExitStack, model: Model, request: Request, layout: Layout, device: Device) -> Dispatcher:
         dispatcher = self._build(stack, model, [request.inputs], layout, device)
         dispatcher.start()
         stack.callback(dispatcher.stop)
@@ -196,7 +194,7 @@ class RingArrivals:
         if taken is None:
             return None
         received_ns = now_ns()
-        return [Ticket(self._endpoint, told.index, told.first_row, told.rows, received_ns) for told in taken]
+        return [Ticket(self._endpoint, told.request, told.first_row, told.rows, received_ns) for told in taken]
 
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Have these taken once more, first."""

@@ -31,10 +31,8 @@ class FlatModel(nn.Module):
         self.names = names  # None: the inputs are positional
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self.names is None:
-            output = self.model(*inputs)
-        else:
-            output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        named = {} if self.names is None else dict(zip(self.names, inputs, strict=True))
+        output = self.model(**named) if named else self.model(*inputs)
         return tuple(leaf.contiguous() for leaf in pytree.tree_leaves(output))
 
 
@@ -58,7 +56,8 @@ class Signature:
         rows = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
         if len(rows) != 1 or 0 in rows:
             raise InvalidRequest(
-                f"the inputs have {' and '.join(str(count) for count in sorted(rows))} rows; all need the same number, at least 1"
+                f"the inputs have {' and '.join(str(count) for count in sorted(rows))} rows; all need the same number,"
+                " at least 1"
             )
         for spec, tensor in zip(self.inputs, tensors, strict=True):
             _require_match(spec, tensor)
@@ -120,9 +119,7 @@ def _output_spec(path: str, leaf: object, rows: int) -> TensorSpec:
     return _spec(name, leaf)
 
 
-def _in_order(
-    given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], specs: tuple[TensorSpec, ...]
-) -> list[Tensor]:
+def _in_order(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], specs: tuple[TensorSpec, ...]) -> list[Tensor]:
     names = [spec.name for spec in specs]
     if isinstance(given, Mapping):
         if set(given) != set(names):

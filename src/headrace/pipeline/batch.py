@@ -2,8 +2,8 @@
 
 A full batch starts as soon as any lane has room, also behind one that is still running. A part of one starts only on a
 lane that is idle: while all are busy it waits, and grows. So no free lane idles while requests wait, one busy client of
-single rows fills large buckets by itself, and a lone request starts at once. `max_queue_delay_us` makes a part wait that
-long, counted from its oldest request, even for an idle lane: larger batches for latency.
+single rows fills large buckets by itself, and a lone request starts at once. `max_queue_delay_us` makes a part wait
+that long, counted from its oldest request, even for an idle lane: larger batches for latency.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a model to lanes that are ready: compiled, warmed and captured for every bucket, on one thread, before serving.
 
-`torch.compile` is not thread-safe, so every bucket is compiled and warmed here, by the calling thread, and captured into
-a graph per lane; serving only replays, and Dynamo never runs again. A model that cannot be captured runs eagerly, or
-compiled under one lock, and the reason is kept.
+`torch.compile` is not thread-safe, so every bucket is compiled and warmed here, by the calling thread, and captured
+into graphs of each lane; serving only replays, and Dynamo never runs again. A model that cannot be captured runs
+eagerly, or compiled under one lock, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ class LaneBuilder:
         largest = self.config.buckets[-1]
         return [tensor[torch.arange(largest) % len(tensor)].to(self.device) for tensor in self.example]
 
-    def _captured(
-        self, model: FlatModel, buckets: Sequence[int], copies: CopyStream | None, slots: int
-    ) -> CudaLane:
+    def _captured(self, model: FlatModel, buckets: Sequence[int], copies: CopyStream | None, slots: int) -> CudaLane:
         buffers = [self._buffers() for _ in range(slots)]
         lane = CudaLane(buffers, self._scratch(), copies, spin=self.config.spin)
         for bucket in reversed(buckets):  # the largest first: the smaller ones fit into its memory
@@ -167,7 +165,7 @@ def _locked(model: FlatModel) -> FlatModel:
 def _out_of_memory(builder: LaneBuilder, error: torch.OutOfMemoryError) -> str:
     free, total = torch.cuda.mem_get_info(builder.device)
     return (
-        f"{builder.num_lanes} lanes with buckets of up to {builder.config.buckets[-1]} rows do not fit into the device's"
-        f" memory ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free: {describe(error)}); use fewer --num-workers or a"
-        " smaller --max-batch-size"
+        f"{builder.num_lanes} lanes with buckets of up to {builder.config.buckets[-1]} rows do not fit into the"
+        f" device's memory ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free: {describe(error)});"
+        " use fewer --num-workers or a smaller --max-batch-size"
     )

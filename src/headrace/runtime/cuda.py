@@ -77,7 +77,7 @@ class SlotGraph:
         """Build from torch's captured graph; inputs and outputs are its static tensors, [bucket, *features].
 
         Inputs that are left out must have been copied in by the time of the launch. `scratch` is the address of pinned
-        host memory, as large as any of the tensors: a node must be made with some address, and may then be given others.
+        host memory, as large as any of the tensors: a node must be made with some address, and is then given others.
         """
         self._cuda = cuda = runtime()
         self._to_device = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice

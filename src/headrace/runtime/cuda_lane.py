@@ -1,11 +1,11 @@
-"""Lanes on CUDA: a stream, and slots with static buffers and graphs that are made before serving. Nothing is allocated later.
+"""Lanes on CUDA: a stream, and slots with static buffers and graphs, all made before serving.
 
-A lane runs its batches in order; the lanes run side by side. Each of a lane's slots has input buffers of its own, so the
-next batch is copied in while the lane still computes. Small batches are one graph launch, copies and all (`SlotGraph`);
-large ones are copied in on a stream that all lanes share: copies of one direction serialise anyway, and in one queue they
-follow each other without a gap, however the lanes' work falls together. Measured on an H100 without that stream: eight
-lanes fell into step, copying all at once and then computing all at once, and served 0.86 of what the model alone could
-(batch 32, bf16).
+Nothing is allocated while serving. A lane runs its batches in order; the lanes run side by side. Each of a lane's
+slots has input buffers of its own, so the next batch is copied in while the lane still computes. Small batches are
+one graph launch, copies and all (`SlotGraph`); large ones are copied in on a stream that all lanes share: copies of
+one direction serialise anyway, and in one queue they follow each other without a gap, however the lanes' work falls
+together. Measured on an H100 without that stream: eight lanes fell into step, copying all at once and then computing
+all at once, and served 0.86 of what the model alone could (batch 32, bf16).
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class CopyStream:
 class CudaLane:
     """One stream and its slots. `scratch` is pinned, as large as the largest bucket of any tensor."""
 
-    def __init__(self, slots: Sequence[Sequence[Tensor]], scratch: Tensor, copies: CopyStream | None, *, spin: bool) -> None:
+    def __init__(
+        self, slots: Sequence[Sequence[Tensor]], scratch: Tensor, copies: CopyStream | None, *, spin: bool
+    ) -> None:
         self._cuda = runtime()
         self._slots = [Slot(inputs, BlockingEvent(spin=spin), BlockingEvent(spin=spin)) for inputs in slots]
         self._free = deque(self._slots)
@@ -72,7 +74,7 @@ class CudaLane:
         self._row_bytes = sum(row_bytes(tensor) for tensor in slots[0])
 
     def capture(self, model: FlatModel, bucket: int) -> None:
-        """Warm up and capture one bucket, on the calling thread, while no other thread uses CUDA. Raises what torch does.
+        """Warm up and capture one bucket, on the calling thread, while no other uses CUDA. Raises what torch does.
 
         cuDNN's plans are per thread, and a graph of another lane must never share this one's memory pool. Source:
         PyTorch docs, CUDA semantics, "Graph memory management".
@@ -202,7 +204,7 @@ class EagerCudaLane:
     def done(self, batch: Batch) -> bool:
         """See `dispatch.Lane`."""
         event, _ = cast("tuple[torch.cuda.Event, object]", batch.token)
-        return event.query()
+        return bool(event.query())
 
     def wait(self, batch: Batch) -> None:
         """See `dispatch.Lane`."""

@@ -21,7 +21,7 @@ FlatModel = Callable[..., "tuple[Tensor, ...]"]  # tensors [bucket, *features] i
 
 
 class HostLane:
-    """`padded`: the model is compiled for the buckets, and must get one of them; else it gets the rows that there are."""
+    """`padded`: the model is compiled for the buckets and must get one of them; else it gets the rows there are."""
 
     def __init__(self, model: FlatModel, inputs: Sequence[Tensor], *, padded: bool) -> None:
         self._model = model

@@ -53,7 +53,7 @@ REQUEST, ANSWER, ERROR, CLOSE = range(4)
 class Descriptor(NamedTuple):
     """What is said of one request or answer; its data lie in the table's rows."""
 
-    index: int  # of the request, the client's own
+    request: int  # its index, the client's own
     kind: int  # REQUEST, ANSWER, ERROR or CLOSE
     first_row: int = 0
     rows: int = 0

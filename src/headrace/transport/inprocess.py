@@ -1,7 +1,7 @@
 """The in-process transport: a table of rows of our own, and a future per request. Callers share it with the lanes.
 
-A caller's tensors are copied into leased rows, which is the last copy that the host makes of them, and the answer out of
-them. With no rows free, callers wait: that is the back-pressure.
+A caller's tensors are copied into leased rows, which is the last copy that the host makes of them, and the answer out
+of them. With no rows free, callers wait: that is the back-pressure.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ joins its free neighbours, so nothing is wasted as time goes on, whatever the si
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from itertools import chain
 
 
 class RowLeases:
@@ -14,12 +15,12 @@ class RowLeases:
 
     def __init__(self, rows: int) -> None:
         self._runs: list[tuple[int, int]] = [(0, rows)]
-        self._cursor = 0  # where the last lease ended
+        self._cursor: int = 0  # where the last lease ended
 
     def lease(self, rows: int) -> int | None:
         """Take `rows` consecutive rows and return the first; None where no run is that long."""
         start = bisect_left(self._runs, (self._cursor, 0))
-        for position in (*range(start, len(self._runs)), *range(start)):
+        for position in chain(range(start, len(self._runs)), range(start)):
             first, end = self._runs[position]
             if end - first >= rows:
                 self._shorten(position, first + rows, end)

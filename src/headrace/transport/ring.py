@@ -146,7 +146,7 @@ class RingEndpoint:
         return self._mapped.table
 
     def take(self, timeout_s: float) -> list[Descriptor] | None:
-        """Return the requests that wait, in order; none after `timeout_s`; None when the client has closed or is gone."""
+        """Return the requests that wait, in order; none after `timeout_s`; None once the client is done or gone."""
         if self._closed:
             return None
         try:
@@ -196,7 +196,7 @@ class RingEndpoint:
             received_ns = now_ns()
             for told in taken:
                 inputs = self.table.inputs[0][told.first_row : told.first_row + told.rows]
-                request = Request(told.index, inputs, told.first_row)
+                request = Request(told.request, inputs, told.first_row)
                 request.timeline.received_ns = received_ns
                 yield request
 

@@ -49,4 +49,3 @@ class RowTable:
 
     def output_addresses(self, first_row: int) -> list[int]:
         return [address + first_row * size for address, size in self._output_places]
-
