@@ -31,7 +31,7 @@ copying_bf16-b32.0 --design lanes $bf16 --batch-size 32
 bf16-b8.0 $lanes $bf16 --batch-size 8
 bf16-b128.0 $lanes $bf16 --batch-size 128
 bf16-b64.0 $lanes $bf16 --batch-size 64
-tf32-b1.0 $lanes --batch-size 1
+tf32-b1.0 $lanes --batch-size 1 --num-iters 20000
 tf32-b256.0 $lanes --batch-size 256
 tf32-b8.0 $lanes --batch-size 8
 tf32-b128.0 $lanes --batch-size 128
@@ -41,8 +41,11 @@ ablation-no_compile-b32.0 $lanes --precision bf16 --batch-size 32
 ablation-queue-b32.0 --design lanes --transport queue $bf16 --batch-size 32
 ablation-1_lane-b32.0 $lanes $bf16 --batch-size 32 --num-workers 1
 ablation-2_lanes-b32.0 $lanes $bf16 --batch-size 32 --num-workers 2
+ablation-2_lanes-b256.0 $lanes $bf16 --batch-size 256 --num-workers 2
+ablation-3_lanes-b32.0 $lanes $bf16 --batch-size 32 --num-workers 3
 ablation-8_lanes-b32.0 $lanes $bf16 --batch-size 32 --num-workers 8
 ablation-no_spin-b32.0 $lanes $bf16 --batch-size 32 --no-spin
+ablation-no_spin-b256.0 $lanes $bf16 --batch-size 256 --no-spin
 ablation-no_spin-b1.0 $lanes $bf16 --batch-size 1 --no-spin
 published-queue-b32.0 --design h2d_d2h_threads --batch-size 32
 published-ring-b32.0 --design h2d_d2h_threads --batch-size 32 --transport ring
@@ -61,7 +64,8 @@ bf16-b256.2 $lanes $bf16 --batch-size 256
 fp16_uint8-b256.2 $lanes $fp16 --batch-size 256 --wire uint8
 tf32-b32.1 $lanes --batch-size 32
 tf32-b256.1 $lanes --batch-size 256
-ablation-1_lane-b1.0 $lanes $bf16 --batch-size 1 --num-workers 1
+timeline-b32.0 $lanes $bf16 --batch-size 32 --num-iters 60 --no-limits --profile
+ablation-1_lane-b1.0 $lanes $bf16 --batch-size 1 --num-workers 1 --num-iters 20000
 ablation-4_lanes-b1.0 $lanes $bf16 --batch-size 1 --num-workers 4
 ablation-8_lanes-b1.0 $lanes $bf16 --batch-size 1 --num-workers 8
 published-ring-b256.0 --design h2d_d2h_threads --batch-size 256 --transport ring

@@ -360,11 +360,11 @@ def _default_workers(design: str, device: str, lanes: LanesConfig) -> int:
 
 
 def _default_slots(args: argparse.Namespace, workers: int, lanes: LanesConfig) -> int:
-    """Return how many requests a ring should hold: with lanes, twice what they can have at once."""
+    """Return how many requests a ring should hold: with lanes, all that they have at once, and one more for each."""
     if args.design != "lanes":
         return RING_SLOTS
-    batches = workers * (lanes.depth + 1)
-    return max(RING_SLOTS, batches * max(1, max(lanes.buckets, default=1) // max(1, args.batch_size)))
+    requests_per_batch = max(1, max(lanes.buckets, default=1) // max(1, int(args.batch_size)))
+    return max(RING_SLOTS, workers * (lanes.depth + 1) * requests_per_batch)
 
 
 def _usual_iters(args: argparse.Namespace) -> int:

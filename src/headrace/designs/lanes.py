@@ -8,6 +8,7 @@ As in the other designs, the model is loaded when the first request has come, so
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ class LanesDesign:
             mark=self.mark,
         ).build()
         stack.callback(self._finish, lanes, optimised.skipped, layout)
+        gc.collect()
+        gc.freeze()  # what was made up to here is never looked at again: a full collection would stop the loop
         return Dispatcher(lanes.lanes, _batching(self.config), self.config.depth)
 
     def _finish(self, lanes: LaneSet, skipped: Sequence[str], layout: Layout) -> None:
