@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RESULTS ?= results
 
-.PHONY: help bench test check format clean
+.PHONY: help bench test soak check format clean
 help:
 	@echo "make bench   set up, serve photographs with every design, measure it, show the labels"
 	@echo "make test    set up and run all tests"
+	@echo "make soak    a million small requests on the CPU, every answer checked, memory watched"
 	@echo "make check   formatting, lint, types, import contracts"
 	@echo "make format  rewrite the source in the project's format"
 	@echo "make clean   remove $(VENV) and caches (results stay)"
@@ -26,6 +27,9 @@ bench: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+soak: $(READY)
+	@SOAK_REQUESTS=1000000 $(BIN)/python -m pytest tests/soak $(PYTEST_OPTIONS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

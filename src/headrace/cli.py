@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, options
-from headrace.bench import columns, present, run
+from headrace import __version__, limits_options, options
+from headrace.bench import columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
@@ -235,6 +235,28 @@ def _classify(args: argparse.Namespace, screen: Screen) -> None:
     screen.out.print(present.label_table(labelled, summary))
 
 
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits_options.add_limits_options(parser)
+    parser.set_defaults(command=_limits)
+
+
+def _limits(args: argparse.Namespace, screen: Screen) -> None:
+    config = limits_options.limits_config(args)
+    output_dir = args.output_dir or options.default_output_dir("limits")
+    command = ("headrace", *sys.argv[1:])
+    with limits_tables.RichSteps(screen.err) as watcher:
+        outcome = limits_run.run_limits(config, output_dir, command, watcher, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(outcome.report).decode())
+    else:
+        for table in limits_tables.tables(outcome.report):
+            screen.out.print(table)
+    for note in (*outcome.report.notes, *outcome.missing):
+        (screen.err if args.json else screen.out).print(f"note: {note}", style="yellow", highlight=False, markup=False)
+    if not args.json:
+        screen.out.print(f"files: {output_dir}/ ({', '.join(outcome.files)})", highlight=False, soft_wrap=True)
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)")
     parser.add_argument("--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)")
@@ -286,6 +308,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "tables": (_add_tables, "write the published tables, and wider ones, from finished runs"),
     "compare": (_add_compare, "say which of two sets of runs is better, and how sure that is"),
     "findings": (_add_findings, "set each published finding beside what a sweep of yours showed"),
+    "limits": (_add_limits, "measure what no server of a model can exceed on this machine: copies, forward, messages"),
     "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
     "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -176,15 +177,36 @@ def add_lanes_options(parser: argparse.ArgumentParser) -> None:
         help="measure after serving what no server could exceed, and print the efficiency (default: with lanes)",
     )
     for name, default, text in (
-        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
         ("prefetch", defaults.prefetch, "copy large batches in on a stream of their own, ahead of the lanes"),
         ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
+    ):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+    add_shape_options(group)
+
+
+def add_shape_options(group: argparse._ArgumentGroup) -> None:
+    """Add what changes the model that the lanes run, and how it is launched."""
+    defaults = LanesConfig()
+    for name, default, text in (
+        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
         ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
         ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
         ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call"),
         ("space-to-depth", defaults.space_to_depth, "rewrite a strided first convolution as a dense one (exact)"),
     ):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:
+    """Return the configuration with what `add_shape_options` has read."""
+    return replace(
+        config,
+        graphs=args.graphs,
+        channels_last=args.channels_last,
+        fold_batch_norm=args.fold_batch_norm,
+        fuse_epilogues=args.fuse_epilogues,
+        space_to_depth=args.space_to_depth,
+    )
 
 
 def _buckets(args: argparse.Namespace) -> tuple[int, ...]:
@@ -194,18 +216,14 @@ def _buckets(args: argparse.Namespace) -> tuple[int, ...]:
 
 
 def lanes_config(args: argparse.Namespace) -> LanesConfig:
-    return LanesConfig(
+    config = LanesConfig(
         buckets=_buckets(args),
         max_queue_delay_us=args.max_queue_delay_us,
         depth=args.lane_depth,
-        graphs=args.graphs,
         prefetch=args.prefetch,
         spin=args.spin,
-        channels_last=args.channels_last,
-        fold_batch_norm=args.fold_batch_norm,
-        fuse_epilogues=args.fuse_epilogues,
-        space_to_depth=args.space_to_depth,
     )
+    return shaped(config, args)
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:

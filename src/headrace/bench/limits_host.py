@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import psutil
@@ -28,7 +28,6 @@ from headrace.processes import ChildFailed, become_child, describe
 from headrace.runtime.device import Device, open_device
 
 EXAMPLE_ROWS = 16  # different images that the lanes' buffers are filled with
-LAST_PART = "the forward"
 
 
 def run_limits_host(job: LimitsJob) -> None:
@@ -43,22 +42,23 @@ def run_limits_host(job: LimitsJob) -> None:
 
 
 def _measure(job: LimitsJob) -> LimitsDone:
+    """Load the model first, since that is what can fail."""
     config = job.config
     say = _steps(job)
+    notes: list[str] = []
+    say("loading the model")
+    device = _open(config)
+    model = _prepare(config, device, notes)
     say("ring messages")
     ring = ring_rate.measure(job.ring)
     say("copies within the host's memory")
     size = limits.memcpy_bytes(psutil.virtual_memory().available)
     memcpy = limits.memcpy_rates(memcpy_threads(len(os.sched_getaffinity(0))), size)
-    say("loading the model")
-    device = _open(config)
-    notes: list[str] = []
-    model = _prepare(config, device, notes)
+    copies = _copies(device, say)
     say("compiling the model, making lanes" if config.model.compile else "making lanes")
-    lanes = model.build_lanes()
+    lanes = model.lanes.build()
     try:
-        copies = _copies(device, say)
-        forward = _forward(lanes, config, say)
+        forward = _forward(lanes, config, say, notes)
     finally:
         lanes.close()
     return LimitsDone(
@@ -114,7 +114,7 @@ def _open(config: LimitsConfig) -> Device:
 class _Prepared:
     """A model ready for lanes, and the bytes of a row in and out."""
 
-    build_lanes: Callable[[], LaneSet]
+    lanes: LaneBuilder
     row_bytes: int
     answer_bytes: int
 
@@ -139,7 +139,7 @@ def _prepare(config: LimitsConfig, device: Device, notes: list[str]) -> _Prepare
         mark=_unmarked,
     )
     return _Prepared(
-        build_lanes=builder.build,
+        lanes=builder,
         row_bytes=sum(spec.row_bytes for spec in signature.inputs),
         answer_bytes=sum(spec.row_bytes for spec in signature.outputs),
     )
@@ -177,14 +177,18 @@ def _copies(device: Device, say: Callable[[str], None]) -> _Copies:
     return _Copies(h2d, limits.copy_rate(device.torch_device, to_device=False))
 
 
-def _forward(lanes: LaneSet, config: LimitsConfig, say: Callable[[str], None]) -> dict[int, dict[int, float]]:
+def _forward(
+    lanes: LaneSet, config: LimitsConfig, say: Callable[[str], None], notes: list[str]
+) -> dict[int, dict[int, float]]:
     """Return samples/s by batch size and number of streams."""
-    streams: Sequence[int] = limits.streams_of(lanes.device)
+    streams = limits.streams_of(lanes.device)
     rates = {}
     with limits.lanes_up_to(lanes, streams[-1]) as available:
         for bucket in config.lanes.buckets:
             say(f"the model alone, batch size {bucket}")
             rates[bucket] = limits.forward_rates(available, bucket, streams)
         if len(available) < streams[-1]:
-            config_notes = f"the device's memory holds {len(available)} of {streams[-1]} lanes; more were not measured"
+            notes.append(
+                f"the device's memory holds {len(available)} of {streams[-1]} lanes; more streams were not tried"
+            )
     return rates

@@ -30,9 +30,7 @@ class LimitsConfig:
 
     def validate(self) -> None:
         sizes = self.lanes.buckets
-        require(
-            bool(sizes) and sizes[0] >= 1, f"--batch-sizes {' '.join(map(str, sizes))}: a batch has at least 1 row"
-        )
+        require(bool(sizes) and sizes[0] >= 1, f"--batch-sizes {' '.join(map(str, sizes))}: a batch has at least 1 row")
         self.inputs().validate()
 
     def inputs(self) -> InputConfig:

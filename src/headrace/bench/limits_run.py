@@ -35,8 +35,20 @@ class StepWatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LimitsOutcome:
+    """What was found, and which files tell of it."""
+
     report: LimitsReport
     drawn: bool  # False: matplotlib is not installed
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (REPORT_NAME, PICTURE_NAME) if self.drawn else (REPORT_NAME,)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Say what could not be made, and how to get it."""
+        how = f"{PICTURE_NAME} was not drawn, since matplotlib is not installed: pip install 'headrace[plots]'"
+        return () if self.drawn else (how,)
 
 
 def run_limits(

@@ -105,10 +105,7 @@ def label_table(labelled: Sequence[Labelled], summary: RunSummary) -> Table:
 
 
 def device_name(summary: RunSummary) -> str:
-    environment = summary.environment
-    if environment.gpu_name and summary.options.device != "cpu":
-        return environment.gpu_name
-    return f"{environment.cpu_model}, {environment.cpu_count} CPUs"
+    return summary.environment.device_name(summary.options.device)
 
 
 def _latency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:

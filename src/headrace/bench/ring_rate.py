@@ -11,9 +11,9 @@ from headrace.bench.limits import rate
 from headrace.bench.limits_jobs import EchoJob
 from headrace.bench.limits_report import RingRates
 from headrace.clock import now_ns
+from headrace.designs.lanes import RingArrivals
 from headrace.errors import TransportFailed
 from headrace.processes import become_child
-from headrace.request import Ticket
 from headrace.transport.descriptors import DESCRIPTOR_DTYPE, REQUEST
 from headrace.transport.pair import RingPair
 from headrace.transport.ring import POLL_S, RingClient, RingEndpoint
@@ -22,14 +22,21 @@ ANSWER_TIMEOUT_S = 60.0  # the other process may still have to start
 
 
 def run_echo(job: EchoJob) -> None:
-    """Answer every request at once, until the client closes. The target of a process."""
+    """Be the other end. The target of a process."""
     become_child()
-    endpoint = RingEndpoint(job.ring, lambda _memory: lambda: None)
-    while (taken := endpoint.take(POLL_S)) is not None:
-        received_ns = now_ns()
-        if taken:
-            endpoint.finish([Ticket(endpoint, each.index, each.first_row, each.rows, received_ns) for each in taken])
+    answer_all(RingEndpoint(job.ring, lambda _memory: lambda: None))
+
+
+def answer_all(endpoint: RingEndpoint) -> int:
+    """Answer every request at once, in a server's way, until the client closes; return their number."""
+    arrivals = RingArrivals(endpoint)
+    answered = 0
+    while (tickets := arrivals.take(POLL_S)) is not None:
+        if tickets:
+            endpoint.finish(tickets)
+            answered += len(tickets)
     endpoint.close()
+    return answered
 
 
 def measure(pair: RingPair) -> RingRates:
@@ -37,13 +44,14 @@ def measure(pair: RingPair) -> RingRates:
     client = RingClient(pair)
     try:
         rows = pair.layout.rows
-        one, many = (rate(lambda count, most=most: _exchange(client, count, most)) for most in (1, rows))
+        one = rate(lambda count: exchange(client, count, 1))
+        many = rate(lambda count: exchange(client, count, rows))
     finally:
         client.close()
     return RingRates(one_at_a_time_per_s=one, many_at_once_per_s=many, in_flight=rows)
 
 
-def _exchange(client: RingClient, count: int, most: int) -> int:
+def exchange(client: RingClient, count: int, most: int) -> int:
     """Send so many requests, at most `most` of them unanswered at a time; return the nanoseconds that it took."""
     began = now_ns()
     sent = min(count, most)

@@ -97,6 +97,12 @@ class Environment:
     variables: dict[str, str] | None = None  # of the environment, those that steer torch, CUDA and OpenMP
     packages: dict[str, str] | None = None  # numpy, pyarrow, ... -> version
 
+    def device_name(self, device: str) -> str:
+        """Name what computes for "cpu", "cuda" or "cuda:N"."""
+        if self.gpu_name and device != "cpu":
+            return self.gpu_name
+        return f"{self.cpu_model}, {self.cpu_count} CPUs"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
