@@ -220,12 +220,10 @@ def header(runs: Sequence[RunSummary]) -> list[str]:
     """Say where the runs were made, and how to read the tables."""
     where = runs[0].environment
     unlike_environments = dict.fromkeys(line for run in runs for line in differences(where, run.environment))
-    dirty = {run.environment.git_revision for run in runs if run.environment.git_dirty}
     lines = [
         f"- Machine: {machine(where, runs[0].options.device)}",
         f"- Versions: {versions(runs)}",
-        f"- Revision: headrace {', '.join(revisions(runs))}"
-        + (f"; files differed from {', '.join(str(each)[:10] for each in sorted(map(str, dirty)))}" if dirty else ""),
+        f"- Revision: headrace {', '.join(revisions(runs))}",
         f"- Model {', '.join(sorted({run.options.model.name for run in runs}))}; chart: [chart.png](chart.png)",
         f"- {EXCLUDED}",
     ]
@@ -234,8 +232,8 @@ def header(runs: Sequence[RunSummary]) -> list[str]:
         "Throughput, raw, ratios and SM activity are means over a cell's good runs; times are medians over them; of"
         " recompiles the most. *Raw* is the model alone, the best of several numbers of streams, on data that is on the"
         " device, measured in the same process after the run; *efficiency* is throughput / the smallest limit, which is"
-        " named. A ratio above 1 shows how far off a limit can be, which is measured for a fraction of a second. Requests"
-        " are sent as fast as the transport takes them, so service time is mostly waiting in line."
+        " named. A ratio above 1 shows how far off a limit can be, which is measured for a fraction of a second."
+        " Requests are sent as fast as the transport takes them, so service time is mostly waiting in line."
     )
     return ["\n".join([*lines, *warnings]), reading]
 

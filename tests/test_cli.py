@@ -341,6 +341,6 @@ def test_comparing_what_is_not_there_is_told(tmp_path):
 
 def test_help_names_every_command_and_default(tmp_path):
     ended = run("--help", cwd=tmp_path)
-    for name in ("bench", "sweep", "tables", "compare", "findings", "classify", "checkpoint"):
+    for name in ("bench", "sweep", "tables", "compare", "findings", "classify", "limits", "checkpoint"):
         assert name in ended.out
     assert run("bench", "--help", cwd=tmp_path).out.count("default") > 10

@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.engine import Engine, EngineConfig, EngineReport
+    from headrace.engine import DynamicDim, Engine, EngineConfig, EngineReport, Normalise
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "EngineReport"]
+__all__ = ["DynamicDim", "Engine", "EngineConfig", "EngineReport", "Normalise"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

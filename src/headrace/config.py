@@ -41,6 +41,7 @@ class ModelConfig:
     download: bool = True  # fetch a missing torchvision checkpoint; else seeded random weights
     seed: int = 0  # of the random weights
     compile: bool = False  # torch.compile, as published
+    compile_cache: Path | None = None  # folder where compiled code is kept for the next run; None: PyTorch's own
     # Of float32 tensors: "tf32" lets convolutions round (PyTorch's default), "float32" forbids it. "bf16" and "fp16"
     # compute in 16 bits, in the lanes only.
     precision: Precision = "tf32"
@@ -190,6 +191,7 @@ class RunConfig:
 
     def validate(self) -> None:
         self.design.validate(compiled=self.model.compile, precision=self.model.precision)
+        self.inputs.validate()
         self.lanes.validate()
         if self.design.name == "lanes":
             largest = self.lanes.buckets[-1]
@@ -198,7 +200,6 @@ class RunConfig:
                 f"--batch-size {self.inputs.batch_size}: more rows than the largest bucket, {largest}; raise"
                 " --max-batch-size or --buckets",
             )
-        self.inputs.validate()
         require(
             self.inputs.wire == "float32" or (self.design.name == "lanes" and self.transport.name == "ring"),
             f"--wire {self.inputs.wire}: the published designs and their queue carry float32; use --design lanes",

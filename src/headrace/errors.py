@@ -74,6 +74,13 @@ class QueueFull(HeadraceError):
     grpc_code = "UNAVAILABLE"
 
 
+class DeadlineExceeded(HeadraceError):
+    """A request waited longer than it allowed; it was not computed."""
+
+    http_status = 504
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
 class EngineStopped(HeadraceError):
     """The engine takes no requests: it was stopped, or its device is lost. Start a new one."""
 

@@ -138,6 +138,12 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
     )
+    group.add_argument(
+        "--compile-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep compiled code there for the next run (default: PyTorch's)",
+    )
     add_lanes_options(parser)
 
 
@@ -337,6 +343,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             download=args.download,
             seed=args.seed,
             compile=args.compile,
+            compile_cache=args.compile_cache,
             precision=args.precision,
         ),
         design=DesignConfig(name=args.design, num_workers=workers),

@@ -66,6 +66,7 @@ class Ticket:
     computed_ns: int = 0  # outputs in the table
     lane: int = 0
     batch_rows: int = 0  # of the batch that it was computed in
+    deadline_ns: int = 0  # not computed if it has not been launched by then; 0: whenever there is room
     error: Exception | None = None
 
 

@@ -190,15 +190,6 @@ def test_the_device_is_told_of_the_whole_memory_once():
     assert device.forgotten == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: set_result of a cancelled future raises, and the others are never told")
-def test_a_caller_that_has_given_up_keeps_no_answer_from_the_others():
-    source = source_of()
-    given_up, other = source.place(request(2), 0), source.place(request(2), 0)
-    assert given_up.future.cancel()  # as asyncio does with a future that it wraps
-    source.finish([given_up, other])
-    assert other.future.done()
-
-
 @pytest.mark.xfail(strict=True, raises=QueueFull, reason="bug: place leaks the rows where the copy fails")
 def test_a_request_that_cannot_be_copied_keeps_no_rows():
     source = source_of()

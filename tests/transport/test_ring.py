@@ -121,7 +121,7 @@ def start(target, *args):
 def test_a_batch_comes_back_changed_by_the_backend_alone(client, batch):
     client.send(9, batch)
     told, output = client.receive()
-    assert (told.index, told.kind, told.rows) == (9, ANSWER, len(batch))
+    assert (told.request, told.kind, told.rows) == (9, ANSWER, len(batch))
     torch.testing.assert_close(output, (batch * 2).float())
     assert 0 < told.received_ns <= told.responded_ns
 
@@ -133,8 +133,8 @@ def test_rows_are_used_again_and_answers_stay_whole(client):
         if number % 3 == 2:
             kept += [client.receive() for _ in range(3)]
     kept += [client.receive() for _ in range(200 - len(kept))]
-    assert [told.index for told, _ in kept] == list(range(200))
-    assert all((output == 2 * told.index).all() for told, output in kept)
+    assert [told.request for told, _ in kept] == list(range(200))
+    assert all((output == 2 * told.request).all() for told, output in kept)
 
 
 def test_many_requests_under_load_lose_nothing(client):
@@ -145,7 +145,7 @@ def test_many_requests_under_load_lose_nothing(client):
             client.send(sent, torch.full((1, FEATURES), float(sent)))
             sent += 1
         told, output = client.receive()
-        assert (told.index, told.kind) == (received, ANSWER)
+        assert (told.request, told.kind) == (received, ANSWER)
         assert output.tolist() == [[2 * received] * FEATURES]
 
 
@@ -167,7 +167,7 @@ def test_errors_of_requests_that_wait_together_are_kept_apart(client):
 def test_an_answer_of_another_shape_comes_back_as_an_error(client):
     client.send(2, torch.full((1, FEATURES), MISSHAPE))
     told, error = client.receive()
-    assert (told.index, told.kind) == (2, ERROR)
+    assert (told.request, told.kind) == (2, ERROR)
     assert "the answer has shape [1, 1000], and the ring was made for [1, 4]" in error
 
 
@@ -187,13 +187,13 @@ def test_tickets_are_answered_together_with_what_is_known_of_them(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)) + pack(Descriptor(6, REQUEST, 2, 1)))
     taken = endpoint.take(0)
-    assert [(told.index, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
+    assert [(told.request, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
     times = {"received_ns": 10, "started_ns": 20, "computed_ns": 30, "lane": 3, "batch_rows": 7}
-    good, bad = (Ticket(endpoint, told.index, told.first_row, told.rows, **times) for told in taken)
+    good, bad = (Ticket(endpoint, told.request, told.first_row, told.rows, **times) for told in taken)
     bad.error = ValueError("bad row\nsecond line")
     endpoint.finish([good, bad])
     answer, error = unpack(client.take(0))
-    assert (answer.index, answer.kind, answer.first_row, answer.rows) == (5, ANSWER, 0, 2)
+    assert (answer.request, answer.kind, answer.first_row, answer.rows) == (5, ANSWER, 0, 2)
     assert (answer.lane, answer.batch_rows, answer.received_ns, answer.started_ns, answer.computed_ns) == (
         3,
         7,
@@ -202,7 +202,7 @@ def test_tickets_are_answered_together_with_what_is_known_of_them(pair):
         30,
     )
     assert answer.responded_ns > 0
-    assert (error.index, error.kind, error.first_row, error.rows) == (6, ERROR, 2, 1)
+    assert (error.request, error.kind, error.first_row, error.rows) == (6, ERROR, 2, 1)
     assert client.error_text(error.entry) == "ValueError: bad row"
 
 
@@ -239,7 +239,7 @@ def test_what_the_client_sent_before_it_closed_is_taken_and_then_no_more(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)))
     client.close()
-    assert [told.index for told in endpoint.take(0)] == [5]
+    assert [told.request for told in endpoint.take(0)] == [5]
     assert endpoint.take(LONGER_S) is None
     assert list(endpoint.requests()) == []
 
@@ -249,8 +249,8 @@ def test_a_full_table_of_single_rows_can_be_sent_answered_and_closed(pair):
     client.send(b"".join(pack(Descriptor(row, REQUEST, row, 1)) for row in range(ROWS)))
     client.close()
     taken = endpoint.take(0)
-    endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0) for told in taken])
-    assert [told.index for told in unpack(client.take(0))] == list(range(ROWS))
+    endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0) for told in taken])
+    assert [told.request for told in unpack(client.take(0))] == list(range(ROWS))
 
 
 def wait_until_asleep(pair, direction):
@@ -266,7 +266,7 @@ def both_sides(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
     signal.pause()
 
 
@@ -275,8 +275,8 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
     client, endpoint = RingClient(to_backend), RingEndpoint(to_client, no_device)
     process = start(both_sides, to_backend, to_client)
     client.send(pack(Descriptor(7, REQUEST, 3, 2)))
-    assert [told.index for told in unpack(client.take(WAIT_S))] == [7]
-    assert [told.index for told in endpoint.take(WAIT_S)] == [1]
+    assert [told.request for told in unpack(client.take(WAIT_S))] == [7]
+    assert [told.request for told in endpoint.take(WAIT_S)] == [1]
     with ThreadPoolExecutor(2) as waiting:
         answers = waiting.submit(client.take, LONGER_S)
         requests = waiting.submit(endpoint.take, LONGER_S)
@@ -295,7 +295,7 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
 def answers_asks_and_dies(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -307,7 +307,7 @@ def test_what_a_process_sent_before_it_died_is_read_and_then_its_end_is_told():
     process = start(answers_asks_and_dies, to_backend, to_client)
     process.join(WAIT_S)
     assert process.exitcode == -signal.SIGKILL
-    assert [told.index for told in unpack(client.take(LONGER_S))] == [7]
+    assert [told.request for told in unpack(client.take(LONGER_S))] == [7]
     with pytest.raises(PeerGone):
         client.take(LONGER_S)
     assert [request.index for request in endpoint.requests()] == [1], "and a design's loop ends"

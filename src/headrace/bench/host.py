@@ -32,7 +32,7 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.model import precision
 from headrace.model.load import load_model
 from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from headrace.pipeline.wiring import LaneSet
+from headrace.pipeline.wiring import LaneSet, keep_compiled_code
 from headrace.processes import ChildFailed, Ready, become_child, describe
 from headrace.runtime.device import Device, open_device
 from headrace.transport.queue import QueueEndpoint
@@ -97,6 +97,7 @@ class _Told:
 def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None], told: _Told) -> None:
     """Serve until the client closes."""
     precision.apply(job.model.precision)
+    keep_compiled_code(job.model.compile_cache)
     if device.torch_device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.design.num_workers))
     device.start()

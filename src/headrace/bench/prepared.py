@@ -28,7 +28,7 @@ class Prepared:
 def key(model: ModelConfig, inputs: InputConfig, num_requests: int, device: str) -> str:
     """Name what was prepared by the options that decide it."""
     decided_by = (
-        replace(model, compile=False),
+        replace(model, compile=False, compile_cache=None),
         inputs.distinct_rows(num_requests),
         (inputs.kind, inputs.wire, inputs.files, inputs.image_size, inputs.seed),
         device,

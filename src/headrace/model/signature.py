@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from headrace.transport.layout import Layout
 
-ModelInputs = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
+Inputs = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
 
 class FlatModel(nn.Module):
@@ -50,7 +50,7 @@ class Signature:
         """Return the keywords of the model's call; None where it is called with positions."""
         return tuple(spec.name for spec in self.inputs) if self.keyword else None
 
-    def flatten(self, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
+    def flatten(self, given: Inputs) -> list[Tensor]:
         """Return a request's tensors in order, checked. Raises InvalidRequest, naming the tensor, value and remedy."""
         tensors = _in_order(given, self.inputs)
         rows = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
@@ -63,12 +63,17 @@ class Signature:
             _require_match(spec, tensor)
         return tensors
 
+    def named(self, given: Inputs) -> dict[str, Tensor]:
+        """Return a request's tensors by name, in order, their shapes not looked at. Raises InvalidRequest."""
+        names = [spec.name for spec in self.inputs]
+        return dict(zip(names, _in_order(given, self.inputs), strict=True))
+
     def unflatten(self, outputs: Sequence[Tensor]) -> object:
         """Return outputs nested as the model returned them."""
         return pytree.tree_unflatten(list(outputs), self.tree)
 
 
-def signature_of(model: nn.Module, example: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Signature:
+def signature_of(model: nn.Module, example: Inputs) -> Signature:
     """Call the model once with example inputs, on their device, and return what goes in and comes out.
 
     Raises ModelError if the model fails on them, or gives anything but tensors with a row for every row.
@@ -119,7 +124,7 @@ def _output_spec(path: str, leaf: object, rows: int) -> TensorSpec:
     return _spec(name, leaf)
 
 
-def _in_order(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], specs: tuple[TensorSpec, ...]) -> list[Tensor]:
+def _in_order(given: Inputs, specs: tuple[TensorSpec, ...]) -> list[Tensor]:
     names = [spec.name for spec in specs]
     if isinstance(given, Mapping):
         if set(given) != set(names):

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Protocol
 
 from headrace.clock import Clock, now_ns
-from headrace.errors import EngineStopped
+from headrace.errors import DeadlineExceeded, EngineStopped
 from headrace.pipeline.batch import BatchingConfig, bucket_of, may_start, take
 from headrace.request import Batch, Ticket
 
@@ -71,6 +71,7 @@ class Dispatcher:
         self._levels[0].extend(_Busy(number, lane) for number, lane in enumerate(lanes))
         self._waiting: deque[Ticket] = deque()
         self._waiting_rows = 0
+        self._dropped: list[Ticket] = []  # ended without being launched, and not told yet
         self._launched: deque[tuple[_Busy, Batch]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._open_tickets = 0
@@ -91,6 +92,8 @@ class Dispatcher:
             if self._waiting:
                 with self._changed:
                     self._pump()
+            if self._dropped:
+                self._tell_dropped()
 
     def start(self) -> None:
         """Begin answering what is submitted, on threads of its own."""
@@ -114,6 +117,8 @@ class Dispatcher:
                 self._waiting_rows += ticket.rows
             self._open_tickets += len(tickets)
             self._pump()
+        if self._dropped:
+            self._tell_dropped()
 
     def stop(self) -> None:
         """Take no more, end what is there, and end the threads."""
@@ -133,6 +138,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Launch whatever may be launched now. The lock is held."""
+        self._drop_late()
         while self._waiting_rows and (level := self._freest()) is not None:
             if not may_start(self._waiting_rows, self._batching, lane_idle=level == 0):
                 return
@@ -142,6 +148,29 @@ class Dispatcher:
             if not count:
                 return
             self._launch(level, [self._waiting.popleft() for _ in range(count)])
+
+    def _drop_late(self) -> None:
+        """Take out, with an error, what has waited at the head beyond its deadline. The lock is held."""
+        while self._waiting and self._waiting[0].deadline_ns:
+            at_ns = self._clock()
+            if at_ns <= self._waiting[0].deadline_ns:
+                return
+            ticket = self._waiting.popleft()
+            self._waiting_rows -= ticket.rows
+            ticket.error = DeadlineExceeded(
+                f"the request waited {(at_ns - ticket.received_ns) / 1e6:.1f} ms, longer than its deadline allows, and"
+                " was not computed; allow more time, or send less at once"
+            )
+            self._dropped.append(ticket)
+
+    def _tell_dropped(self) -> None:
+        """Tell of what ended without being launched. The lock is not held: sources run their callers' code."""
+        with self._changed:
+            dropped, self._dropped = self._dropped, []
+            self._open_tickets -= len(dropped)
+            if self._threads and not self._open_tickets:
+                self._changed.notify_all()
+        tell(dropped)
 
     def _freest(self) -> int | None:
         """Return the smallest number of batches that a lane has; None where all have as many as they may."""
@@ -207,6 +236,8 @@ class Dispatcher:
             self._pump()
             if self._threads and not self._open_tickets:
                 self._changed.notify_all()
+        if self._dropped:
+            self._tell_dropped()
 
     def _wait(self, lane: Lane, batch: Batch) -> Exception | None:
         try:
@@ -236,22 +267,24 @@ class Dispatcher:
 
     def _abandon(self) -> None:
         """Fail all that wait: nothing can be computed any more. The lock is held."""
-        abandoned = list(self._waiting)
+        for ticket in self._waiting:
+            ticket.error = self._failure
+        self._dropped.extend(self._waiting)
         self._waiting.clear()
         self._waiting_rows = 0
-        for ticket in abandoned:
-            ticket.error = self._failure
-        self._open_tickets -= len(abandoned)
-        tell(abandoned)
 
     def _watch_delays(self) -> None:
         """Launch what has waited for the whole delay."""
         delay_ns = self._batching.max_queue_delay_us * 1000
-        with self._changed:
-            while not (self._stopping and not self._open_tickets):
+        while True:
+            with self._changed:
+                if self._stopping and not self._open_tickets:
+                    return
                 self._pump()
                 left_ns = self._waiting[0].received_ns + delay_ns - self._clock() if self._waiting else delay_ns
                 self._changed.wait(max(left_ns, 10_000) / 1e9)
+            if self._dropped:
+                self._tell_dropped()
 
 
 def _is_done(busy: _Busy, batch: Batch) -> bool:

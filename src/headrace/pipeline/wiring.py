@@ -7,9 +7,11 @@ eagerly, or compiled under one lock, and the reason is kept.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -145,6 +147,15 @@ class LaneBuilder:
         """Return pinned memory whose address stands in a graph until the first launch sets another."""
         largest = max(tensor[0].nbytes for tensor in self.example)
         return torch.empty(max(largest * self.config.buckets[-1], 1 << 20), dtype=torch.uint8, pin_memory=True)
+
+
+def keep_compiled_code(folder: Path | None) -> None:
+    """Have `torch.compile` keep its results in `folder`, and look for them there; None leaves PyTorch's own place.
+
+    Call before the first compilation of the process. Source: PyTorch docs, "Compile Time Caching in torch.compile".
+    """
+    if folder is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
 
 
 def compilations() -> int:
