@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.bench.answers import check, exchange_warning, nearest_distinct, tolerance
+from headrace.bench.answers import check, exchange_warning, nearest_distinct, tolerance, top1_agreement
 from headrace.bench.summary import AnswerCheck, encode
 from headrace.errors import WrongAnswers
 
@@ -147,3 +147,11 @@ def test_a_tolerance_too_wide_to_see_an_exchange_is_warned_of(nearest, warned):
     summary = AnswerCheck(checked_rows=1, wrong_rows=0, tolerance=0.01, max_error=0.0, nearest_distinct=None)
     warning = exchange_warning(replace(summary, nearest_distinct=nearest))
     assert (warning is not None) == warned
+
+
+def test_top1_agreement_is_the_share_of_rows_that_rank_the_same_class_first():
+    reference = np.array([[1.0, 2.0, 0.0], [5.0, 2.0, 0.0]], dtype=np.float32)
+    answers = np.array([[[0.9, 2.1, 0.0], [5.0, 6.0, 0.0]], [[4.0, 1.0, 0.0], [1.0, 3.0, 0.0]]], dtype=np.float32)
+    rows = np.array([[0, 1], [1, 0]])
+    assert top1_agreement(answers, reference, rows) == 0.75
+    assert top1_agreement(answers[:, :, 0], reference, rows) is None

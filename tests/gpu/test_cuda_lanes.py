@@ -1,4 +1,4 @@
-"""Lanes on a real GPU: graphs, gathered batches, every dtype, models that cannot be captured. Skipped where there is none."""
+"""Lanes on a real GPU: graphs, gathered batches, all dtypes, models without a graph. Skipped where there is none."""
 
 import threading
 
@@ -46,7 +46,7 @@ class DataDependent(torch.nn.Module):
 class Served:
     """A model behind lanes, in this process."""
 
-    def __init__(self, model, example, *, compile=False, buckets=(1, 4, 8), lanes=3, graphs=True):
+    def __init__(self, model, example, *, compiled=False, buckets=(1, 4, 8), lanes=3, graphs=True):
         self.device = open_device("cuda")
         self.device.start()
         self.model = model.cuda().eval()
@@ -59,7 +59,7 @@ class Served:
             example=example,
             device=self.device.torch_device,
             num_lanes=lanes,
-            compile=compile,
+            compile=compiled,
             config=LanesConfig(buckets=buckets, graphs=graphs),
             mark=lambda name: None,
         ).build()
@@ -99,9 +99,9 @@ def convolution():
     )
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_answers_of_all_sizes_are_the_eager_models(compile):
-    served = Served(convolution(), [torch.randn(2, 3, 16, 16)], compile=compile)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_answers_of_all_sizes_are_the_eager_models(compiled):
+    served = Served(convolution(), [torch.randn(2, 3, 16, 16)], compiled=compiled)
     assert served.lanes.form == "CUDA graphs"
     served.check([*images(40, 1), *images(20, 4), *images(20, 8), *images(20, 3), *images(30, 1)])
     assert served.lanes.recompiles() == 0
@@ -133,9 +133,9 @@ def test_several_inputs_and_outputs_of_several_types():
     served.close()
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_a_model_that_cannot_be_captured_runs_all_the_same_and_says_why(compile):
-    served = Served(DataDependent(), [torch.ones(2, 4)], compile=compile)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_model_that_cannot_be_captured_runs_all_the_same_and_says_why(compiled):
+    served = Served(DataDependent(), [torch.ones(2, 4)], compiled=compiled)
     assert served.lanes.form in ("eager", "compiled under a lock")
     assert "cannot be captured" in " ".join(served.lanes.notes)
     served.check([(torch.full((1, 4), 5.0),), (torch.full((8, 4), 2.0),)])

@@ -62,7 +62,7 @@ class Client:
         self.ring = RingClient(pair)
         self.inputs = self.ring.table.inputs[0].numpy()
         self.outputs = self.ring.table.outputs[0].numpy()
-        self.random = random.Random(0)
+        self.random = random.Random(0)  # noqa: S311
         self.waiting: dict[int, int] = {}  # rows of each request that is not answered yet
         self.wrong = 0
 

@@ -66,6 +66,7 @@ def check(
         tolerance=tolerance,
         max_error=float(errors.max(initial=0.0)),
         nearest_distinct=nearest_distinct(reference),
+        top1_agreement=top1_agreement(answers, reference, row_index[batch_of_request]),
     )
     return np.any(wrong_rows, axis=1), summary
 
@@ -94,6 +95,13 @@ def nearest_distinct(reference: Floats) -> float | None:
     if len(rows) < 2:
         return None
     return min(_nearest_to_first(rows[i:]) for i in range(len(rows) - 1))
+
+
+def top1_agreement(answers: Floats, reference: Floats, rows: Indices) -> float | None:
+    """Return the share of rows, of answers [requests, batch_size, classes], that rank the same class first."""
+    if answers.ndim != 3 or answers.shape[2] < 2 or not answers.size:
+        return None
+    return float((answers.argmax(axis=2) == reference.argmax(axis=1)[rows]).mean())
 
 
 def exchange_warning(summary: AnswerCheck) -> str | None:

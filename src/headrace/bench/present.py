@@ -83,7 +83,8 @@ def summary_table(summary: RunSummary) -> Table:
         table.add_row(
             "right answers",
             right,
-            f"rows equal to the eager model's; largest error {check.max_error:.1e} of {check.tolerance:.0e} allowed",
+            f"rows equal to the eager model's; largest error {check.max_error:.1e} of {check.tolerance:.0e} allowed"
+            + ("" if check.top1_agreement is None else f"; same class first in {check.top1_agreement:.2%}"),
         )
     table.add_row("errors", str(metrics.errors), f"of {metrics.requests} measured requests")
     return table

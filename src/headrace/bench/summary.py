@@ -57,6 +57,8 @@ class AnswerCheck:
     max_error: float  # largest seen
     nearest_distinct: float | None  # relative L2 distance of the two most alike reference answers: errors below half of
     # it can be told from an exchanged row; None with one row
+    # Share of rows whose largest value stands where the eager model has its own; None unless a row is [classes].
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headrace.bench.environment import differences as environment_differences
 from headrace.bench.summary import RunSummary
-from headrace.config import DESIGN_NAMES
+from headrace.config import PUBLISHED_DESIGNS
 from headrace.errors import IncomparableRuns, InvalidOption
 from headrace.study.finished import (
     CellKey,
@@ -30,7 +30,7 @@ from headrace.study.finished import (
 from headrace.study.quantities import COMPARED
 from headrace.study.verdict import THRESHOLD, Compared, percent, typical, verdict
 
-_EXPERIMENT = re.compile(rf"({'|'.join(DESIGN_NAMES)}|\d+_predict_workers)(-ring)?")
+_EXPERIMENT = re.compile(rf"({'|'.join(PUBLISHED_DESIGNS)}|\d+_predict_workers|\d+_lanes)(-ring(-zero-copy)?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,9 @@ def parse_selection(text: str) -> Selection:
     if _EXPERIMENT.fullmatch(tail):
         return Selection(path=Path(head), experiment=tail)
     raise InvalidOption(
-        f"{text}: {tail!r} is no experiment; after the colon stands one of {', '.join(DESIGN_NAMES)} or"
-        " N_predict_workers, with -ring behind it for runs over the ring"
+        f"{text}: {tail!r} is no experiment; after the colon stands one of"
+        f" {', '.join(PUBLISHED_DESIGNS)}, N_predict_workers or N_lanes, with -ring or -ring-zero-copy behind it for"
+        " runs over the ring"
     )
 
 

@@ -26,9 +26,11 @@ Differences: TypeAlias = Callable[[Environment, Environment], tuple[str, ...]]
 # touches no timing (where files lie, how long to wait for an answer that never comes).
 _MAY_DIFFER = (
     "design.",
+    "lanes.",
+    "limits",
     "transport.",
     "inputs.batch_size",
-    "model.compile",
+    "model.compile",  # and where compiled code is kept
     "model.model_dir",
     "model.download",
     "load.warmup_iters",

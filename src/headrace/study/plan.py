@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from headrace.config import DESIGN_NAMES, DesignConfig, DesignName, require
+from headrace.config import DESIGN_NAMES, PUBLISHED_DESIGNS, DesignConfig, DesignName, require
 from headrace.errors import InvalidOption, OutputError
 
 SCHEMA_VERSION = 1
@@ -27,7 +27,7 @@ COMPILE_MODES = ([False], [True], [False, True])  # off, on, both
 class SweepConfig:
     """The cells to measure, as the product of four lists, and how often."""
 
-    designs: tuple[DesignName, ...] = DESIGN_NAMES
+    designs: tuple[DesignName, ...] = PUBLISHED_DESIGNS
     workers: tuple[int, ...] = (1, 2, 3, 4)
     batch_sizes: tuple[int, ...] = (1, 32, 64, 128, 256)
     compile: tuple[bool, ...] = (False, True)
