@@ -7,7 +7,7 @@ RESULTS ?= results
 
 .PHONY: help bench test soak check format clean
 help:
-	@echo "make bench   set up, serve photographs with every design, measure it, show the labels"
+	@echo "make bench   set up, serve photographs with a published design and with the lanes, measure both, show the labels"
 	@echo "make test    set up and run all tests"
 	@echo "make soak    a million small requests on the CPU, every answer checked, memory watched"
 	@echo "make check   formatting, lint, types, import contracts"
@@ -22,8 +22,9 @@ $(READY): pyproject.toml
 	@touch $@
 
 bench: $(READY)
-	@$(BIN)/headrace bench --output-dir $(RESULTS)/bench --overwrite $(BENCH_OPTIONS)
-	@$(BIN)/headrace classify
+	@$(BIN)/headrace bench --output-dir $(RESULTS)/bench-published --overwrite $(BENCH_OPTIONS)
+	@$(BIN)/headrace bench --design lanes --output-dir $(RESULTS)/bench-lanes --overwrite $(BENCH_OPTIONS)
+	@$(BIN)/headrace classify --design lanes
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)

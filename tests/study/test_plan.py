@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.bench.summary import encode
-from headrace.config import DESIGN_NAMES
+from headrace.config import PUBLISHED_DESIGNS
 from headrace.errors import InvalidOption, OutputError
 from headrace.study.plan import FILE_NAME, Plan, SweepConfig, differing_options, left_out, load_plan, plan
 
@@ -19,7 +19,7 @@ def subset(values):
 
 configs = st.builds(
     SweepConfig,
-    designs=subset(DESIGN_NAMES),
+    designs=subset(PUBLISHED_DESIGNS),
     workers=subset((1, 2, 3, 4)).map(lambda workers: tuple({1, *workers})),
     batch_sizes=subset((1, 32, 64, 128, 256)),
     compile=subset((False, True)),
@@ -73,7 +73,7 @@ def test_names_are_readable():
 def test_the_default_sweep_is_the_published_one():
     runs = plan(SweepConfig())
     assert len(runs) == 10 * (5 * 6 + 5 * 3)  # 35 published tables' rows and the executor's 10
-    assert {run.experiment for run in runs if run.compile} == set(DESIGN_NAMES)
+    assert {run.experiment for run in runs if run.compile} == set(PUBLISHED_DESIGNS)
 
 
 @pytest.mark.parametrize(

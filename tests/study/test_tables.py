@@ -184,10 +184,11 @@ def test_which_runs_count(run, expected):
 def test_experiments_stand_in_the_published_order():
     runs = [summary(design="h2d_d2h_threads", workers=n) for n in (10, 4, 3, 2)]
     runs += [summary(design=name) for name in reversed(DESIGN_NAMES)]
-    rows = render_table(KEY, runs).splitlines()[4:11]
+    rows = render_table(KEY, runs).splitlines()[4:12]
     assert [row.split()[1] for row in rows] == [
         *("original", "executor", "h2d_d2h_threads"),
         *("2_predict_workers", "3_predict_workers", "4_predict_workers", "10_predict_workers"),
+        "1_lanes",
     ]
 
 

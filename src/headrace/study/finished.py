@@ -12,7 +12,7 @@ import msgspec
 
 from headrace.bench.environment import differences as environment_differences
 from headrace.bench.summary import FILE_NAME, Environment, RunSummary, load_summary
-from headrace.config import DESIGN_NAMES
+from headrace.config import PUBLISHED_DESIGNS
 from headrace.errors import OutputError
 from headrace.study.plan import PlannedRun, load_plan
 
@@ -105,12 +105,12 @@ def has_wrong_answers(run: RunSummary) -> bool:
 
 
 def experiment_rank(experiment: str) -> tuple[int, int, str]:
-    """Sort experiments as the published tables do: baseline first, several workers last."""
+    """Sort experiments as the published tables do: baseline first, then several workers; our lanes come last."""
     design = experiment.partition("-")[0]
-    if design in DESIGN_NAMES:
-        return (0, DESIGN_NAMES.index(design), experiment)
-    workers = experiment.partition("_")[0]
-    return (1, int(workers) if workers.isdigit() else 0, experiment)
+    if design in PUBLISHED_DESIGNS:
+        return (0, PUBLISHED_DESIGNS.index(design), experiment)
+    workers, _, kind = design.partition("_")
+    return (2 if kind == "lanes" else 1, int(workers) if workers.isdigit() else 0, experiment)
 
 
 def experiments(runs: Iterable[RunSummary]) -> list[str]:
