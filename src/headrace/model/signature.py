@@ -89,7 +89,7 @@ def signature_of(model: nn.Module, example: Inputs) -> Signature:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
         raise ModelError(f"the model fails on the example inputs ({shapes}): {describe(error)}") from error
     paths, tree = pytree.tree_flatten_with_path(output)
-    outputs = tuple(_output_spec(pytree.keystr(path), leaf, rows) for path, leaf in paths)
+    outputs = tuple(_output_spec(_path_name(path), leaf, rows) for path, leaf in paths)
     return Signature(inputs=inputs, outputs=outputs, keyword=named, tree=tree)
 
 
@@ -113,13 +113,18 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, features=tuple(tensor.shape[1:]))
 
 
-def _output_spec(path: str, leaf: object, rows: int) -> TensorSpec:
-    name = f"output{path}"
+def _path_name(path: Sequence[object]) -> str:
+    """Return "output" for a lone tensor, else where it is nested, as "scores" or "more.0"."""
+    parts = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path]
+    return ".".join(map(str, parts)) or "output"
+
+
+def _output_spec(name: str, leaf: object, rows: int) -> TensorSpec:
     if not isinstance(leaf, torch.Tensor):
-        raise ModelError(f"the model's {name} is {type(leaf).__name__}; every output must be a tensor")
+        raise ModelError(f"the model's output {name} is {type(leaf).__name__}; every output must be a tensor")
     if not leaf.ndim or len(leaf) != rows:
         raise ModelError(
-            f"the model's {name} has shape {list(leaf.shape)} for {rows} rows; its first dimension must be the rows"
+            f"the model's output {name} has shape {list(leaf.shape)} for {rows} rows; its first dimension must be the rows"
         )
     return _spec(name, leaf)
 

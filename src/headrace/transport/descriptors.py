@@ -162,17 +162,24 @@ class DescriptorRing:
                 return False
         return True
 
-    def _sleep(self, timeout_s: float) -> bool:
+    def arm(self) -> bool:
+        """Say that the reader sleeps; return whether it may: False if there is work. `disarm` when it is awake again."""
         self._counters[_ASLEEP] = 1
         with self._lock:  # the fence
             pass
+        return not self.has_work()
+
+    def disarm(self) -> None:
+        self._counters[_ASLEEP] = 0
+        _drain(self._wake_fd)
+
+    def _sleep(self, timeout_s: float) -> bool:
         gone = False
-        if not self.has_work():
+        if self.arm():
             peer = self._find_peer()
             ready, _, _ = select.select([self._wake_fd, *([] if peer is None else [peer])], [], [], timeout_s)
             gone = peer in ready
-        self._counters[_ASLEEP] = 0
-        _drain(self._wake_fd)
+        self.disarm()
         if self.has_work():
             return True
         if gone:

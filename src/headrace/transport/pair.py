@@ -43,8 +43,11 @@ class RingPair:
     wake_client_fd: int
 
     @classmethod
-    def create(cls, layout: Layout) -> RingPair:
-        """Make the memory, all of it at once, so that it cannot run out while it is used. Raises TransportFailed."""
+    def create(cls, layout: Layout, wake_backend_fd: int | None = None) -> RingPair:
+        """Make the memory, all of it at once, so that it cannot run out while it is used. Raises TransportFailed.
+
+        Rings of one backend may share the eventfd that wakes it: each gets a duplicate of `wake_backend_fd`.
+        """
         available = psutil.virtual_memory().available
         if layout.total_bytes > available:  # the kernel would rather take all memory than say so
             raise TransportFailed(_too_large(layout, f"{available / 1e6:.0f} MB are free"))
@@ -57,7 +60,8 @@ class RingPair:
         # A peer that could shrink the file would turn our next access into a crash.
         fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        return cls(layout, memory_fd, os.eventfd(0, flags), os.eventfd(0, flags))
+        wake = os.eventfd(0, flags) if wake_backend_fd is None else os.dup(wake_backend_fd)
+        return cls(layout, memory_fd, wake, os.eventfd(0, flags))
 
     def close(self) -> None:
         for descriptor in (self.memory_fd, self.wake_backend_fd, self.wake_client_fd):

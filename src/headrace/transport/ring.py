@@ -58,7 +58,7 @@ class _Mapped:
         self._peer: int | None = None
         entries = self.layout.entries
         self.requests, self.responses = (
-            DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self._find_peer)
+            DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.find_peer)
             for direction, wake_fd in enumerate((pair.wake_backend_fd, pair.wake_client_fd))
         )
         self.table = RowTable(self.layout, self.memory)
@@ -72,7 +72,7 @@ class _Mapped:
         at = self.layout.text_offset(entry)
         return self.memory[at : at + TEXT].split(b"\0", 1)[0].decode(errors="replace")
 
-    def _find_peer(self) -> int | None:
+    def find_peer(self) -> int | None:
         """Return a descriptor of the other side's process (pidfd_open(2)), once that has said who it is."""
         pid = self._pids[self._other]
         if self._peer is None and pid and pid != os.getpid():
@@ -94,6 +94,7 @@ class RingClient:
 
     def __init__(self, pair: RingPair) -> None:
         self._mapped = _Mapped(pair, CLIENT)
+        self.answers_fd = pair.wake_client_fd
         self._leases = RowLeases(pair.layout.rows)
         self._lock = threading.Lock()
 
@@ -120,6 +121,17 @@ class RingClient:
         Their rows are still leased: read the outputs, then `release`.
         """
         return self._mapped.responses.take(timeout_s)
+
+    def arm(self) -> bool:
+        """Have `answers_fd` become readable when an answer comes; False if one is there already: `take` it first."""
+        return self._mapped.responses.arm()
+
+    def disarm(self) -> None:
+        self._mapped.responses.disarm()
+
+    def peer_fd(self) -> int | None:
+        """Return a descriptor that becomes readable when the backend's process ends; None before it has come."""
+        return self._mapped.find_peer()
 
     def error_text(self, entry: int) -> str:
         return self._mapped.read_text(entry)
@@ -161,6 +173,17 @@ class RingEndpoint:
     def ready(self) -> bool:
         """Tell whether `take` would return at once."""
         return self._mapped.requests.has_work()
+
+    def arm(self) -> bool:
+        """Have the wake-up descriptor become readable when a request comes; False if one is there already."""
+        return self._mapped.requests.arm()
+
+    def disarm(self) -> None:
+        self._mapped.requests.disarm()
+
+    def peer_fd(self) -> int | None:
+        """Return a descriptor that becomes readable when the client's process ends; None before it has come."""
+        return self._mapped.find_peer()
 
     def finish(self, tickets: Sequence[Ticket]) -> None:
         """Tell the client of requests that have ended: `request.Source`'s half of this."""
