@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, limits_options, options
+from headrace import __version__, limits_options, options, serve_options
 from headrace.bench import columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
@@ -28,6 +28,7 @@ from headrace.study.progress import RichSweepProgress
 from headrace.study.sweep import run_sweep
 from headrace.study.tables import write_tables
 from headrace.study.verdict import THRESHOLD
+from headrace.supervisor import Supervisor
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
@@ -210,6 +211,18 @@ def _print_page(page: str, screen: Screen) -> None:
         sys.stdout.write(page)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    serve_options.add_serve_options(parser)
+    parser.set_defaults(command=_serve)
+
+
+def _serve(args: argparse.Namespace, screen: Screen) -> None:
+    def tell(text: str) -> None:
+        screen.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    Supervisor(serve_options.serve_config(args), tell).run()
+
+
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photographs", nargs="*", type=Path, help="image files (default: some that scikit-image ships)")
     parser.add_argument("--design", default="h2d_d2h_threads", metavar="NAME", help=", ".join(DESIGN_NAMES))
@@ -300,6 +313,7 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "serve": (_add_serve, "serve a model over HTTP, by the KServe v2 protocol"),
     "bench": (_add_bench, "measure one design once"),
     "sweep": (
         _add_sweep,

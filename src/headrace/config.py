@@ -235,3 +235,35 @@ class RunConfig:
         if self.transport.client == "zero-copy":
             suffix += "-zero-copy"
         return self.design.experiment + suffix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """A server of one model."""
+
+    name: str  # by which clients ask for it
+    version: str = "1"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    device: str = "cpu"
+    num_lanes: int = 1
+    lanes: LanesConfig = field(default_factory=LanesConfig)
+    image_size: int = 224  # of torchvision's models
+    host: str = "127.0.0.1"
+    http_port: int = 8000  # 0: any that is free
+    frontends: int = 1  # processes that share the port
+    queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
+    max_body_bytes: int = 256 << 20
+    drain_timeout_s: float = 30.0  # at the end, for what was taken
+
+    def validate(self) -> None:
+        self.lanes.validate()
+        require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
+        require(0 <= self.http_port <= 65535, f"--http-port {self.http_port}: must be 0 to 65535")
+        require(1 <= self.frontends <= 64, f"--frontends {self.frontends}: must be 1 to 64")
+        largest = self.lanes.buckets[-1]
+        require(
+            self.queue_rows >= largest,
+            f"--queue-rows {self.queue_rows}: must hold a largest batch, {largest} rows",
+        )
+        require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
+        require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")

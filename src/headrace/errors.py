@@ -67,6 +67,13 @@ class InvalidRequest(HeadraceError):
     grpc_code = "INVALID_ARGUMENT"
 
 
+class UnknownModel(HeadraceError):
+    """A request for a model, or a version of one, that is not served here."""
+
+    http_status = 404
+    grpc_code = "NOT_FOUND"
+
+
 class QueueFull(HeadraceError):
     """There is no room for a request now; nothing was copied or computed. Try again later."""
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 
@@ -93,7 +94,16 @@ def test_a_ring_is_a_bounded_queue(steps):
     os.close(wake_fd)
 
 
-def test_threads_that_put_at_the_same_time_lose_nothing(wake_fd):
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_that_put_at_the_same_time_lose_nothing(wake_fd, hasty_threads):
     ring = ring_of(wake_fd, entries=800)
     with ThreadPoolExecutor(4) as writers:
         for begin in range(0, 800, 200):

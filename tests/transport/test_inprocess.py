@@ -52,8 +52,9 @@ def answer(source, ticket, value):
     source.finish([ticket])
 
 
-def wait_until_somebody_waits(source):
-    while not source._changed._waiters:
+def wait_until_waiting(source, callers=1):
+    """Return when so many callers wait for room."""
+    while len(source._changed._waiters) < callers:
         pass
 
 
@@ -128,15 +129,33 @@ def test_a_caller_waits_until_enough_rows_are_free(timeout_s):
     tickets = [source.place(request(1), 0) for _ in range(ROWS)]
     with ThreadPoolExecutor(1) as caller:
         waiting = caller.submit(source.place, request(2, 7), timeout_s)
-        wait_until_somebody_waits(source)
+        wait_until_waiting(source)
         answer(source, tickets[0], 1)
         answer(source, tickets[2], 1)  # two are free, but not side by side
-        wait_until_somebody_waits(source)
+        wait_until_waiting(source)
         assert not waiting.done()
         answer(source, tickets[1], 1)
         ticket = waiting.result(WAIT_S)
     assert {ticket.first_row, ticket.first_row + 1} <= {0, 1, 2}
     assert source.table.inputs[0][ticket.first_row : ticket.first_row + 2].tolist() == [[7, 7], [7, 7]]
+
+
+def test_rows_that_are_too_few_for_one_caller_go_to_another_that_they_suffice():
+    source = source_of()
+    tickets = [source.place(request(2), 0) for _ in range(2)]
+    with ThreadPoolExecutor(2) as callers:
+        large = callers.submit(source.place, request(ROWS), None)
+        wait_until_waiting(source, 1)
+        small = callers.submit(source.place, request(1), None)
+        wait_until_waiting(source, 2)
+        try:
+            answer(source, tickets[0], 1)
+            ticket = small.result(WAIT_S)
+            assert not large.done()
+        finally:
+            source.give_back(tickets[1])
+        source.give_back(ticket)
+        assert large.result(WAIT_S).rows == ROWS
 
 
 def test_many_callers_share_few_rows_and_each_gets_its_own_answer():
@@ -168,8 +187,7 @@ def test_closing_turns_away_whoever_waits_and_whoever_comes():
     ticket = source.place(request(ROWS), 0)
     with ThreadPoolExecutor(2) as callers:
         waiting = [callers.submit(source.place, request(rows), None) for rows in (1, 2)]
-        while len(source._changed._waiters) < 2:
-            pass
+        wait_until_waiting(source, 2)
         source.close()
         for each in waiting:
             assert isinstance(each.exception(WAIT_S), EngineStopped)

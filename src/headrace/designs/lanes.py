@@ -19,11 +19,11 @@ from torch import nn
 
 from headrace.clock import now_ns
 from headrace.config import LanesConfig, Precision
-from headrace.errors import EngineStopped, HeadraceError, ModelError
+from headrace.errors import HeadraceError, ModelError
 from headrace.model.optimise import Normalise, OptimiseConfig, optimise
 from headrace.model.signature import FlatModel
 from headrace.pipeline.batch import BatchingConfig
-from headrace.pipeline.dispatch import Dispatcher, tell
+from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, LaneSet
 from headrace.request import Request, Ticket
 from headrace.tensors import TensorSpec
@@ -81,7 +81,7 @@ class LanesDesign:
             dispatcher.start()
             stack.callback(dispatcher.stop)
             while (tickets := arrivals.take(POLL_S)) is not None:
-                _submit(dispatcher, tickets)
+                dispatcher.submit_or_tell(tickets)
 
     def _serve_queue(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ class _Relay:
                 self._endpoint.fail(request, error if isinstance(error, Exception) else ModelError(str(error)))
 
         ticket.future.add_done_callback(answer)
-        _submit(self._dispatcher, [ticket])
+        self._dispatcher.submit_or_tell([ticket])
 
 
 class RingArrivals:
@@ -202,16 +202,6 @@ class RingArrivals:
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Have these taken once more, first."""
         self._put_back = tickets
-
-
-def _submit(dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:
-    """Hand requests over; if the engine takes none any more, tell each."""
-    try:
-        dispatcher.submit(tickets)
-    except EngineStopped as error:
-        for ticket in tickets:
-            ticket.error = error
-        tell(tickets)
 
 
 def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:

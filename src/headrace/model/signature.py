@@ -124,7 +124,8 @@ def _output_spec(name: str, leaf: object, rows: int) -> TensorSpec:
         raise ModelError(f"the model's output {name} is {type(leaf).__name__}; every output must be a tensor")
     if not leaf.ndim or len(leaf) != rows:
         raise ModelError(
-            f"the model's output {name} has shape {list(leaf.shape)} for {rows} rows; its first dimension must be the rows"
+            f"the model's output {name} has shape {list(leaf.shape)} for {rows} rows; its first dimension must be the"
+            " rows"
         )
     return _spec(name, leaf)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.errors import ModelError
 from headrace.model import efficientnet_lite0
@@ -65,6 +66,31 @@ def resolve(name: str) -> ModelSource:
     raise ModelError(f"--model {name}: there is no such model; {_near(name)}the forms are: {_FORMS}")
 
 
+def example_inputs(name: str, image_size: int) -> dict[str, Tensor] | tuple[Tensor, ...]:
+    """Return a small batch for the model: images, or what the user's module gives from its function `example_inputs`.
+
+    Raises ModelError if that fails or gives anything but tensors.
+    """
+    if ":" not in name:
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(2, 3, image_size, image_size, generator=generator),)
+    where = name.rpartition(":")[0]
+    source = f"{where}:example_inputs"
+    try:
+        factory = _factory(source)
+    except ModelError:  # it has none: images, as the benchmark sends
+        return example_inputs("", image_size)
+    with _blamed_on_user(source, "example_inputs failed"):
+        made = factory()
+    given = (made,) if isinstance(made, Tensor) else made
+    tensors = list(given.values()) if isinstance(given, dict) else list(given)
+    if not tensors or not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors):
+        raise ModelError(
+            f"--model {name}: example_inputs must return a tensor, a sequence or a dict of tensors with rows"
+        )
+    return given if isinstance(given, dict) else tuple(tensors)
+
+
 def torchvision_names() -> list[str]:
     """Return torchvision's classification models, the quantized ones apart."""
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -87,17 +113,29 @@ def _near(name: str) -> str:
 
 
 def _callable_source(name: str) -> ModelSource:
+    folder = _folder(name.rpartition(":")[0])
+    factory = _factory(name)
+    return ModelSource(name=name, kind="callable", build=lambda: _call(name, factory, folder))
+
+
+def _folder(where: str) -> Path:
+    return Path(where).resolve().parent if _is_file(where) else Path.cwd()
+
+
+def _is_file(where: str) -> bool:
+    return where.endswith(".py") or "/" in where
+
+
+def _factory(name: str) -> Callable[[], Any]:
+    """Import what is before the colon and return what is behind it. Raises ModelError."""
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
         raise ModelError(
             f"--model {name}: a module and a callable are needed around the colon; the forms are: {_FORMS}"
         )
-    is_file = where.endswith(".py") or "/" in where
-    folder = Path(where).resolve().parent if is_file else Path.cwd()
-    with _importable(folder):
-        module = _import_file(name, Path(where)) if is_file else _import_module(name, where)
-    factory = _find(name, module, attribute)
-    return ModelSource(name=name, kind="callable", build=lambda: _call(name, factory, folder))
+    with _importable(_folder(where)):
+        module = _import_file(name, Path(where)) if _is_file(where) else _import_module(name, where)
+    return _find(name, module, attribute)
 
 
 def _import_file(name: str, path: Path) -> ModuleType:

@@ -87,7 +87,7 @@ class Dispatcher:
                 tickets = arrivals.take(0.0 if self._open_tickets else IDLE_POLL_S)
                 more = tickets is not None
                 if tickets:
-                    self._submit_or_tell(tickets)
+                    self.submit_or_tell(tickets)
             self._finish_done()
             if self._waiting:
                 with self._changed:
@@ -128,7 +128,8 @@ class Dispatcher:
         for thread in self._threads:
             thread.join()
 
-    def _submit_or_tell(self, tickets: Sequence[Ticket]) -> None:
+    def submit_or_tell(self, tickets: Sequence[Ticket]) -> None:
+        """Do what `submit` does; if the engine takes no more, tell each ticket's source so."""
         try:
             self.submit(tickets)
         except EngineStopped as error:

@@ -163,7 +163,7 @@ class DescriptorRing:
         return True
 
     def arm(self) -> bool:
-        """Say that the reader sleeps; return whether it may: False if there is work. `disarm` when it is awake again."""
+        """Say that the reader sleeps; return whether it may: False if there is work. `disarm` when it is awake."""
         self._counters[_ASLEEP] = 1
         with self._lock:  # the fence
             pass

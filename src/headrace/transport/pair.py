@@ -76,6 +76,19 @@ class RingPair:
         self.memory_fd, self.wake_backend_fd, self.wake_client_fd = (each.detach() for each in descriptors)
 
 
+class DupFdHolder:
+    """A file descriptor that a child process gets as a descriptor of its own."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __getstate__(self) -> _Detachable:
+        return cast("_Detachable", DupFd(self.fd))
+
+    def __setstate__(self, state: _Detachable) -> None:
+        self.fd = state.detach()
+
+
 def _too_large(layout: Layout, reason: str) -> str:
     return (
         f"a ring of {layout.rows} rows needs {layout.total_bytes / 1e6:.0f} MB of shared memory ({reason});"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from mmap import MAP_POPULATE, MAP_SHARED, mmap
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,13 @@ from headrace.transport.descriptors import (
 )
 from headrace.transport.layout import TEXT
 from headrace.transport.leases import RowLeases
-from headrace.transport.table import RowTable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from headrace.transport.layout import Layout
     from headrace.transport.pair import RingPair
+    from headrace.transport.table import RowTable
 
 POLL_S = 1.0  # how often a waiting backend looks up; the death of its peer wakes it at once
 CLIENT, BACKEND = 0, 1  # words of the header: the sides' process ids
@@ -61,7 +62,21 @@ class _Mapped:
             DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.find_peer)
             for direction, wake_fd in enumerate((pair.wake_backend_fd, pair.wake_client_fd))
         )
-        self.table = RowTable(self.layout, self.memory)
+        self._bytes = memoryview(self.memory)
+        self._offsets = tuple(self.layout.tensor_offsets())
+
+    @cached_property
+    def table(self) -> RowTable:
+        from headrace.transport.table import RowTable  # noqa: PLC0415  torch, which a frontend has no use for
+
+        return RowTable(self.layout, self.memory)
+
+    def tensor_bytes(self, number: int, first_row: int, rows: int) -> memoryview:
+        """Return some rows of a tensor, the inputs numbered first and then the outputs, as bytes."""
+        specs = (*self.layout.inputs, *self.layout.outputs)
+        size = specs[number].row_bytes
+        begin = self._offsets[number] + first_row * size
+        return self._bytes[begin : begin + rows * size]
 
     def write_text(self, entry: int, text: str) -> None:
         data = text.encode()[: TEXT - 1]
@@ -101,6 +116,14 @@ class RingClient:
     @property
     def table(self) -> RowTable:
         return self._mapped.table
+
+    def input_bytes(self, number: int, first_row: int, rows: int) -> memoryview:
+        """Return rows of an input as writable bytes, without torch."""
+        return self._mapped.tensor_bytes(number, first_row, rows)
+
+    def output_bytes(self, number: int, first_row: int, rows: int) -> memoryview:
+        """Return rows of an output as bytes, without torch."""
+        return self._mapped.tensor_bytes(len(self._mapped.layout.inputs) + number, first_row, rows)
 
     def lease(self, rows: int) -> int | None:
         """Take consecutive rows of the table; None where the table is too full: try again when an answer has come."""
@@ -152,10 +175,17 @@ class RingEndpoint:
         self._mapped = _Mapped(pair, BACKEND)
         self._unregister = register(self._mapped.table.memory())
         self._closed = False
+        self._open_requests = 0
+        self._open_lock = threading.Lock()
 
     @property
     def table(self) -> RowTable:
         return self._mapped.table
+
+    @property
+    def open_requests(self) -> int:
+        """How many have been taken and not finished."""
+        return self._open_requests
 
     def take(self, timeout_s: float) -> list[Descriptor] | None:
         """Return the requests that wait, in order; none after `timeout_s`; None once the client is done or gone."""
@@ -168,6 +198,8 @@ class RingEndpoint:
         if descriptors and descriptors[-1].kind == CLOSE:
             self._closed = True
             descriptors.pop()
+        with self._open_lock:
+            self._open_requests += len(descriptors)
         return descriptors
 
     def ready(self) -> bool:
@@ -211,6 +243,8 @@ class RingEndpoint:
                     )
                 )
             )
+        with self._open_lock:
+            self._open_requests -= len(told)
         self._mapped.responses.put(b"".join(told))
 
     def requests(self) -> Iterator[Request]:

@@ -1,0 +1,115 @@
+"""The backend's process: loads the model, makes it ready, says so, and answers until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headrace.backend.arrivals import RingsArrivals
+from headrace.backend_job import BackendJob
+from headrace.control import BackendReady, ServedModel
+from headrace.errors import HeadraceError, ModelError
+from headrace.model import precision
+from headrace.model.checkpoint import ensure_checkpoint
+from headrace.model.load import load_model
+from headrace.model.optimise import OptimiseConfig, measure_error, optimise, require_accuracy
+from headrace.model.signature import FlatModel, signature_of
+from headrace.model.source import example_inputs
+from headrace.pipeline.batch import BatchingConfig
+from headrace.pipeline.dispatch import Dispatcher
+from headrace.pipeline.wiring import LaneBuilder, keep_compiled_code
+from headrace.processes import ChildFailed, become_child, describe
+from headrace.runtime.device import open_device
+
+
+def run_backend(job: BackendJob) -> None:
+    """Serve. The target of the process."""
+    become_child()
+    try:
+        with ExitStack() as stack:
+            _serve(job, stack)
+    except HeadraceError as error:
+        job.control.send(ChildFailed(error))
+    except Exception as error:  # noqa: BLE001  the supervisor tells it
+        job.control.send(ChildFailed(ModelError(f"the backend stopped: {describe(error)}")))
+
+
+def _serve(job: BackendJob, stack: ExitStack) -> None:
+    notes: list[str] = []
+    precision.apply(job.model.precision)
+    keep_compiled_code(job.model.compile_cache)
+    device = open_device(job.device)
+    device.start()
+    if device.torch_device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.num_lanes))
+    checkpoint = ensure_checkpoint(job.model, notes.append)
+    path = Path(checkpoint.path) if checkpoint else None
+    model = load_model(replace(job.model, compile=False), path, device.torch_device, lambda _: None)
+    example = example_inputs(job.model.name, job.image_size)
+    optimised = optimise(model, _optimise_config(job))
+    there = _on(example, device.torch_device)
+    report = measure_error(optimised.module, model, there)
+    require_accuracy(report, job.model.precision)
+    signature = signature_of(optimised.module, there)
+    lanes = LaneBuilder(
+        model=FlatModel(optimised.module, signature.names),
+        example=signature.flatten(example),
+        device=device.torch_device,
+        num_lanes=job.num_lanes,
+        compile=job.model.compile,
+        config=job.lanes,
+        mark=lambda _: None,
+    ).build()
+    stack.callback(lanes.close)
+    served = ServedModel(
+        name=job.name,
+        version=job.version,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
+        max_batch_size=job.lanes.buckets[-1],
+    )
+    arrivals = RingsArrivals(job.control, job.wake.fd, served.max_batch_size, device.register)
+    stack.callback(arrivals.close)
+    batching = BatchingConfig(buckets=job.lanes.buckets, max_queue_delay_us=job.lanes.max_queue_delay_us)
+    dispatcher = Dispatcher(lanes.lanes, batching, job.lanes.depth)
+    notes += [
+        f"lanes: {job.num_lanes}, {lanes.form}",
+        f"largest error against {report.reference}: {report.max_relative_error:.1e}",
+        *lanes.notes,
+        *optimised.skipped,
+    ]
+    job.control.send(BackendReady(served, tuple(notes)))
+    _dispatch(dispatcher, arrivals, spin=job.lanes.spin and device.torch_device.type == "cuda")
+
+
+def _dispatch(dispatcher: Dispatcher, arrivals: RingsArrivals, *, spin: bool) -> None:
+    if spin:
+        dispatcher.serve(arrivals)
+        return
+    dispatcher.start()
+    while (tickets := arrivals.take(1.0)) is not None:
+        dispatcher.submit_or_tell(tickets)
+    dispatcher.stop()
+
+
+def _optimise_config(job: BackendJob) -> OptimiseConfig:
+    return OptimiseConfig(
+        precision=job.model.precision,
+        channels_last=job.lanes.channels_last,
+        fold_batch_norm=job.lanes.fold_batch_norm,
+        fuse_epilogues=job.lanes.fuse_epilogues,
+        space_to_depth=job.lanes.space_to_depth,
+    )
+
+
+def _on(
+    example: dict[str, Tensor] | tuple[Tensor, ...], device: torch.device
+) -> dict[str, Tensor] | tuple[Tensor, ...]:
+    if isinstance(example, dict):
+        return {name: tensor.to(device) for name, tensor in example.items()}
+    return tuple(tensor.to(device) for tensor in example)

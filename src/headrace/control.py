@@ -1,0 +1,52 @@
+"""What supervisor, backend and frontends of a server say to each other. No torch: all of them import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.tensors import TensorSpec
+from headrace.transport.pair import RingPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What clients are told of a model."""
+
+    name: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int  # rows of one request, and of one batch
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReady:
+    """The backend's lanes are warm."""
+
+    model: ServedModel
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """To the backend: answer this client too."""
+
+    ring: RingPair
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the backend: end when the clients have gone. To a frontend: take no more, answer what was taken, end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """To a frontend: the model is ready at the other end of this ring."""
+
+    ring: RingPair
+    model: ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """From a frontend: connections are accepted."""

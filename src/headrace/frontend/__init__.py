@@ -1,0 +1,1 @@
+"""The server's frontends: processes that speak to clients, and to the backend through a ring. No torch here."""

@@ -1,0 +1,78 @@
+"""A frontend's process: accepts connections on the server's socket; the supervisor tells it where the backend is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from aiohttp import web
+
+from headrace.control import Connect, Listening, Stop
+from headrace.frontend.http_v2 import make_app
+from headrace.frontend.link import BackendLink
+from headrace.frontend.service import Service
+from headrace.frontend_job import FrontendJob
+from headrace.processes import become_child
+
+
+def run_frontend(job: FrontendJob) -> None:
+    """Serve until told to stop. The target of the process."""
+    become_child()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to hear
+    asyncio.run(_Frontend(job).run())
+
+
+class _Frontend:
+    def __init__(self, job: FrontendJob) -> None:
+        self._job = job
+        self._service = Service(job.name)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        runner = web.AppRunner(make_app(self._service, self._job.max_body_bytes), handler_cancellation=True)
+        await runner.setup()
+        site = web.SockSite(runner, self._job.listener)
+        await site.start()
+        control = self._job.control
+        asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
+        control.send(Listening())
+        await self._stop.wait()
+        await site.stop()
+        await self._drain()
+        await runner.cleanup()
+        if self._service.link is not None:
+            self._service.link.close()
+
+    def _hear(self) -> None:
+        """Take the supervisor's words; its end means stop."""
+        control = self._job.control
+        try:
+            while control.poll():
+                word = control.recv()
+                if isinstance(word, Connect):
+                    self._connect(word)
+                elif isinstance(word, Stop):
+                    self._end()
+        except (EOFError, OSError):
+            self._end()
+
+    def _connect(self, word: Connect) -> None:
+        link = BackendLink(word.ring, word.model, self._lost)
+        link.start()
+        self._service.link = link
+
+    def _lost(self) -> None:
+        self._service.link = None
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._job.control.fileno())
+        self._service.draining = True
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Wait until what was taken has been answered, within the limit."""
+        deadline = asyncio.get_running_loop().time() + self._job.drain_timeout_s
+        while (link := self._service.link) is not None and link.in_flight:
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(0.01)

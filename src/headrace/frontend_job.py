@@ -1,0 +1,18 @@
+"""What a frontend's process is given."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendJob:
+    """What a frontend is given. Several may share the socket."""
+
+    name: str  # of the model
+    listener: socket.socket
+    control: Connection
+    max_body_bytes: int
+    drain_timeout_s: float
