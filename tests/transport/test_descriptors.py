@@ -1,8 +1,10 @@
 """Descriptors between two sides: whole, in order, never more than fit, and a sleeping reader is woken."""
 
+import multiprocessing
 import os
 import select
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 
@@ -22,7 +24,8 @@ from headrace.transport.descriptors import (
     require_ordered_memory,
     unpack,
 )
-from headrace.transport.layout import COUNTERS, DESCRIPTOR
+from headrace.transport.layout import COUNTERS, DESCRIPTOR, Layout
+from headrace.transport.pair import RingPair
 
 WAIT_S = 60
 ENTRIES = 4
@@ -104,14 +107,20 @@ def hasty_threads():
 
 
 def test_threads_that_put_at_the_same_time_lose_nothing(wake_fd, hasty_threads):
-    ring = ring_of(wake_fd, entries=800)
+    each, together = 2000, threading.Barrier(4)
+    ring = ring_of(wake_fd, entries=4 * each)
+
+    def put(begin):
+        together.wait(WAIT_S)
+        for index in range(begin, begin + each):
+            ring.put(packed(index))
+
     with ThreadPoolExecutor(4) as writers:
-        for begin in range(0, 800, 200):
-            writers.submit(lambda begin: [ring.put(packed(index)) for index in range(begin, begin + 200)], begin)
+        list(writers.map(put, range(0, 4 * each, each)))
     indexes = indexes_of(ring.take(0))
-    assert sorted(indexes) == list(range(800))
-    for begin in range(0, 800, 200):
-        own = [index for index in indexes if begin <= index < begin + 200]
+    assert sorted(indexes) == list(range(4 * each))
+    for begin in range(0, 4 * each, each):
+        own = [index for index in indexes if begin <= index < begin + each]
         assert own == sorted(own), "each thread's stay in order"
 
 
@@ -128,6 +137,43 @@ def test_a_late_wake_up_is_not_taken_for_work(wake_fd):
 
 def test_take_gives_up_after_its_time(wake_fd):
     assert ring_of(wake_fd).take(0.01) == b""
+
+
+ECHO_LAYOUT = Layout(rows=64, inputs=(), outputs=())
+
+
+def both_rings(pair):
+    memory = mmap(pair.memory_fd, pair.layout.total_bytes)
+    for direction, wake in enumerate((pair.wake_backend_fd, pair.wake_client_fd)):
+        yield DescriptorRing(memory, pair.layout.ring_offset(direction), pair.layout.entries, wake)
+
+
+def echo(pair, total):
+    requests, responses = both_rings(pair)
+    while total:
+        data = requests.take(WAIT_S)
+        responses.put(data)
+        total -= len(data) // DESCRIPTOR
+
+
+def test_no_side_ever_reads_half_a_counter():
+    """Two processes at full speed: counters written byte by byte failed this ten times out of ten, at some 256th."""
+    total, sent, received = 100_000, 0, 0
+    pair = RingPair.create(ECHO_LAYOUT)
+    process = multiprocessing.get_context("spawn").Process(target=echo, args=(pair, total), daemon=True)
+    process.start()
+    requests, responses = both_rings(pair)
+    while received < total:
+        while sent < min(total, received + ECHO_LAYOUT.rows):
+            requests.put(packed(sent))
+            sent += 1
+        indexes = indexes_of(responses.take(WAIT_S))
+        assert indexes == list(range(received, received + len(indexes)))
+        assert indexes, "nothing came"
+        received += len(indexes)
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+    pair.close()
 
 
 @pytest.fixture

@@ -94,8 +94,9 @@ class BackendLink:
     def _rearm(self) -> None:
         """Handle all answers that are there, and ask to be woken for the next."""
         while True:
-            for answer in unpack(self._ring.take(0)):
-                self._answered(answer)
+            if self._ring.ready():
+                for answer in unpack(self._ring.take(0)):
+                    self._answered(answer)
             if self._ring.arm():
                 return
             self._ring.disarm()
@@ -117,7 +118,9 @@ class BackendLink:
 
     def _lose(self) -> None:
         """The backend's process has ended: take what it answered before, and fail the rest at once."""
-        self._rearm()
+        if self._ring.ready():
+            for answer in unpack(self._ring.take(0)):
+                self._answered(answer)
         self.close()
         self._lost = True
         for future in self._waiting.values():

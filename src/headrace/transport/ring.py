@@ -11,12 +11,13 @@ shared list of free ones.
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from mmap import MAP_POPULATE, MAP_SHARED, mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from headrace.clock import now_ns
 from headrace.errors import PeerGone, TransportFailed
@@ -67,9 +68,9 @@ class _Mapped:
 
     @cached_property
     def table(self) -> RowTable:
-        from headrace.transport.table import RowTable  # noqa: PLC0415  torch, which a frontend has no use for
-
-        return RowTable(self.layout, self.memory)
+        # Imported only when it is asked for: it needs torch, which a server's frontend has no use for.
+        table = importlib.import_module("headrace.transport.table").RowTable(self.layout, self.memory)
+        return cast("RowTable", table)
 
     def tensor_bytes(self, number: int, first_row: int, rows: int) -> memoryview:
         """Return some rows of a tensor, the inputs numbered first and then the outputs, as bytes."""
@@ -144,6 +145,10 @@ class RingClient:
         Their rows are still leased: read the outputs, then `release`.
         """
         return self._mapped.responses.take(timeout_s)
+
+    def ready(self) -> bool:
+        """Tell whether an answer has come."""
+        return self._mapped.responses.has_work()
 
     def arm(self) -> bool:
         """Have `answers_fd` become readable when an answer comes; False if one is there already: `take` it first."""

@@ -1,0 +1,306 @@
+"""A real server, its processes and all, as clients meet it: right answers, clear refusals, and nobody left waiting."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as triton
+
+WAIT_S = 60
+MODEL = """
+import os
+import torch
+
+class Model(torch.nn.Module):
+    def forward(self, values, ids):
+        if (ids == 13).any():
+            raise ValueError("thirteen")
+        if (ids == 77).any():  # until somebody opens the other end
+            with open(os.environ["GATE"]) as gate:
+                gate.read()
+        return {"doubled": values * 2, "sum": ids.sum(1)}
+
+def build():
+    return Model()
+
+def example_inputs():
+    return {"values": torch.zeros(2, 3), "ids": torch.zeros(2, 4, dtype=torch.int64)}
+"""
+
+
+class Server:
+    """`headrace serve` in a process of its own. `stop` returns its exit code."""
+
+    def __init__(self, folder, *options):
+        (folder / "served.py").write_text(MODEL)
+        self.gate = folder / "gate"
+        os.mkfifo(self.gate)
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "headrace", "serve", f"{folder}/served.py:build", "--name", "served"),
+                *("--device", "cpu", "--http-port", "0", "--max-batch-size", "4", *options),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"GATE": str(self.gate)},
+        )
+        self.address = re.search(r"http://([\d.:]+)/", self.wait_for("ready: ")).group(1)
+        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
+
+    def wait_for(self, words):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if words in line:
+                return line
+        raise AssertionError(f"the server ended: {''.join(self.lines)}")
+
+    def backend(self):
+        """Return the backend's process: the one that has torch, and so many threads, loaded."""
+        children = psutil.Process(self.process.pid).children()
+        return max(children, key=lambda child: child.memory_info().rss)
+
+    def call(self, path, body=None, headers=None, method=None):
+        """Return status, headers and body."""
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        request = urllib.request.Request(
+            f"http://{self.address}{path}",
+            data,
+            headers or {},
+            method=method or ("POST" if data is not None else "GET"),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as response:  # noqa: S310
+                return response.status, response.headers, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
+
+    def infer(self, ids, values=(0.0, 0.0, 0.0)):
+        return self.call("/v2/models/served/infer", infer_body(ids, values))
+
+    def hold(self, pool):
+        """Send a request that the model holds until `release`; return its future."""
+        return pool.submit(self.infer, [77, 0, 0, 0])
+
+    def release(self):
+        with self.gate.open("w"):
+            pass
+
+    def stop(self, number=signal.SIGTERM):
+        self._drain.start()
+        self.process.send_signal(number)
+        return self.process.wait(WAIT_S)
+
+
+def infer_body(ids, values=(0.0, 0.0, 0.0)):
+    return {
+        "inputs": [
+            {"name": "values", "shape": [1, 3], "datatype": "FP32", "data": list(values)},
+            {"name": "ids", "shape": [1, 4], "datatype": "INT64", "data": list(ids)},
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"), "--frontends", "2")
+    yield server
+    assert server.stop() == 0
+    assert not psutil.pid_exists(server.process.pid)
+
+
+def triton_inputs(rows, seed, *, binary):
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((rows, 3)).astype(np.float32)
+    ids = generator.integers(14, 70, (rows, 4))
+    inputs = [triton.InferInput("values", [rows, 3], "FP32"), triton.InferInput("ids", [rows, 4], "INT64")]
+    for given, data in zip(inputs, (values, ids), strict=True):
+        given.set_data_from_numpy(data, binary_data=binary)
+    return inputs, values, ids
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_known_client_gets_the_models_answers(server, rows, binary):
+    client = triton.InferenceServerClient(server.address)
+    inputs, values, ids = triton_inputs(rows, 1, binary=binary)
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("sum", "doubled")]
+    answer = client.infer("served", inputs, outputs=outputs, request_id="r1")
+    np.testing.assert_array_equal(answer.as_numpy("doubled"), values * 2)
+    np.testing.assert_array_equal(answer.as_numpy("sum"), ids.sum(1))
+    assert answer.get_response()["id"] == "r1"
+
+
+def test_what_the_client_asks_of_the_server_is_answered(server):
+    client = triton.InferenceServerClient(server.address)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("served")
+    assert client.is_model_ready("served", "1")
+    assert client.get_server_metadata()["name"] == "headrace"
+    metadata = client.get_model_metadata("served")
+    assert metadata["inputs"][1] == {"name": "ids", "datatype": "INT64", "shape": [-1, 4]}
+    assert [tensor["name"] for tensor in metadata["outputs"]] == ["doubled", "sum"]
+    assert client.get_model_config("served")["max_batch_size"] == 4
+    statistics = client.get_inference_statistics("served")["model_stats"][0]
+    assert statistics["inference_stats"]["success"]["count"] >= 0
+    assert client.get_model_repository_index()[0]["state"] == "READY"
+
+
+def test_many_requests_at_once_get_each_their_own_answer(server):
+    def ask(seed):
+        client = triton.InferenceServerClient(server.address)
+        inputs, values, _ = triton_inputs(1 + seed % 4, seed, binary=bool(seed % 2))
+        return np.array_equal(client.infer("served", inputs).as_numpy("doubled"), values * 2)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(80)))
+
+
+def test_a_model_that_raises_fails_its_own_request_only(server):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(server.infer, [[value, 0, 0, 0] for value in range(10, 18)]))
+    assert [status for status, _, _ in answers] == [200, 200, 200, 500, 200, 200, 200, 200]
+    assert json.loads(answers[3][2]) == {"error": "ValueError: thirteen"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "words"),
+    [
+        ("/v2/models/served/infer", {"body": b"{"}, 400, "no v2 infer request"),
+        ("/v2/models/served/infer", {"body": infer_body([1, 2, 3])}, 400, "has 3 values"),
+        ("/v2/models/other/infer", {"body": infer_body([1, 2, 3, 4])}, 404, "there is no model other"),
+        ("/v2/models/served/versions/9/infer", {"body": infer_body([1, 2, 3, 4])}, 404, "no version 9"),
+        ("/v2/models/served/infer", {}, 405, "Method Not Allowed"),
+        ("/v2/nothing", {}, 404, "Not Found"),
+        (
+            "/v2/models/served/infer",
+            {"body": b"{}", "headers": {"Inference-Header-Content-Length": "x"}},
+            400,
+            "must be a number of bytes",
+        ),
+    ],
+    ids=["no JSON", "wrong shape", "unknown model", "unknown version", "method", "path", "header length"],
+)
+def test_bad_requests_are_told_what_is_wrong(server, path, options, status, words):
+    got, _, body = server.call(path, **options)
+    assert got == status
+    assert words in json.loads(body)["error"]
+
+
+def test_more_rows_than_a_batch_are_refused(server):
+    inputs, _, _ = triton_inputs(5, 0, binary=True)
+    with pytest.raises(triton.InferenceServerException, match="has 5 rows, and the model takes at most 4"):
+        triton.InferenceServerClient(server.address).infer("served", inputs)
+
+
+@pytest.fixture
+def small_server(tmp_path):
+    server = Server(tmp_path, "--queue-rows", "4", "--max-body-bytes", "2000")
+    yield server
+    server.process.kill()
+    server.process.wait(WAIT_S)
+
+
+def test_beyond_its_room_the_server_refuses_at_once_and_says_when_to_come_back(small_server):
+    with ThreadPoolExecutor(8) as pool:
+        held = [small_server.hold(pool)]
+        while True:  # the first to find the room taken is refused; the rest are held
+            done = {future for future in held if future.done()}
+            refused = [future.result() for future in done if future.result()[0] == 503]
+            if refused:
+                break
+            held.append(pool.submit(small_server.infer, [1, 0, 0, 0]))
+        assert refused[0][1]["Retry-After"] == "1"
+        assert "no 1 rows are free" in json.loads(refused[0][2])["error"]
+        small_server.release()
+        statuses = [future.result(WAIT_S)[0] for future in held]
+    assert set(statuses) == {200, 503}
+    assert small_server.infer([1, 1, 1, 1])[0] == 200, "the room is free again"
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(small_server):
+    status, _, body = small_server.call("/v2/models/served/infer", b"x" * 2001)
+    assert status == 413
+    assert "2001 bytes, and the server takes 2000" in json.loads(body)["error"]
+
+
+def test_a_request_that_a_dead_backend_held_is_answered_and_the_next_backend_serves(small_server):
+    with ThreadPoolExecutor(2) as pool:
+        held = small_server.hold(pool)
+        small_server.gate.open("w").close()  # opens only when the model has it: now it is surely held
+        assert held.result(WAIT_S)[0] == 200
+        held = small_server.hold(pool)
+        writer = small_server.gate.open("w")
+        small_server.backend().kill()
+        status, headers, body = held.result(WAIT_S)
+        writer.close()
+    assert status == 503
+    assert headers["Retry-After"] == "1"
+    assert "the backend ended while it held this request" in json.loads(body)["error"]
+    assert small_server.call("/v2/health/ready")[0] == 503
+    assert small_server.call("/v2/health/live")[0] == 200
+    small_server.wait_for("ready again")
+    while small_server.call("/v2/health/ready")[0] != 200:
+        pass
+    assert small_server.infer([1, 2, 3, 4])[0] == 200
+
+
+def test_the_end_waits_for_what_was_taken(small_server):
+    with ThreadPoolExecutor(2) as pool:
+        held = small_server.hold(pool)
+        writer = small_server.gate.open("w")
+        small_server.process.send_signal(signal.SIGTERM)
+        small_server.wait_for("stopping")
+        writer.close()
+        assert held.result(WAIT_S)[0] == 200
+    assert small_server.process.wait(WAIT_S) == 0
+
+
+def test_a_second_signal_does_not_wait(small_server):
+    with ThreadPoolExecutor(2) as pool:
+        held = small_server.hold(pool)
+        writer = small_server.gate.open("w")
+        small_server.process.send_signal(signal.SIGTERM)
+        small_server.wait_for("stopping")
+        small_server.process.send_signal(signal.SIGTERM)
+        assert small_server.process.wait(WAIT_S) == 0
+        with pytest.raises(Exception, match=r"\w"):  # whatever a closed connection raises
+            held.result(WAIT_S)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["no_such_model"], "there is no such model"),
+        (["resnet18", "--http-port", "99999"], "must be 0 to 65535"),
+        (["resnet18", "--frontends", "0"], "must be 1 to 64"),
+        (["resnet18", "--host", "203.0.113.1"], "cannot listen there"),
+        (["{folder}/raises.py:build"], "the callable failed"),
+    ],
+    ids=["model", "port", "frontends", "address", "callable"],
+)
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path, options, words):
+    (tmp_path / "raises.py").write_text("def build():\n    raise ValueError('no')\n")
+    command = [sys.executable, "-m", "headrace", "serve", "--device", "cpu", "--http-port", "0"]
+    done = subprocess.run(
+        command + [option.format(folder=tmp_path) for option in options],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
