@@ -13,7 +13,7 @@ def python_blocks():
 
 
 def test_the_engine_in_ones_own_program_runs_as_shown(capsys):
-    (block,) = python_blocks()
+    block, *more = python_blocks()
     # Smaller images, and nothing compiled: a CPU takes minutes for what is shown.
     quick = block.replace("250, 250", "64, 64").replace("compile=True", 'compile=False, device="cpu"')
     assert quick.count("64, 64") == block.count("250, 250") == 3
@@ -21,4 +21,6 @@ def test_the_engine_in_ones_own_program_runs_as_shown(capsys):
     exec(compile(quick, README.name, "exec"), names)  # noqa: S102
     assert names["answers"].shape == (8, 1000)
     assert "torch.Size([100, 1000])" in capsys.readouterr().out
+    for each in more:
+        exec(compile(each, README.name, "exec"), {})  # noqa: S102
     assert names["model"](torch.randn(1, 3, 64, 64)).dtype == torch.float32, "the model is left as it was"

@@ -24,7 +24,7 @@ import torch
 class Model(torch.nn.Module):
     def forward(self, values, ids):
         if (ids == 13).any():
-            raise ValueError("thirteen")
+            raise ValueError("thirteen in /srv/models/x.py, http://a/b")
         if (ids == 77).any():  # until somebody opens the other end
             with open(os.environ["GATE"]) as gate:
                 gate.read()
@@ -171,7 +171,7 @@ def test_a_model_that_raises_fails_its_own_request_only(server):
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(server.infer, [[value, 0, 0, 0] for value in range(10, 18)]))
     assert [status for status, _, _ in answers] == [200, 200, 200, 500, 200, 200, 200, 200]
-    assert json.loads(answers[3][2]) == {"error": "ValueError: thirteen"}
+    assert json.loads(answers[3][2]) == {"error": "ValueError: thirteen in (path), http://a/b"}
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,6 @@ def test_an_answer_that_comes_twice_at_once_is_refused():
         generator_for(TwiceAtOnce()).run(100, lambda edge: None)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: names the first that came, since none was known before")
 def test_the_request_that_was_answered_twice_at_once_is_named():
     with pytest.raises(RunFailed, match="request 5 was answered twice"):
         generator_for(TwiceAtOnce()).run(100, lambda edge: None)

@@ -2,10 +2,24 @@
 
 import threading
 
+import pytest
+
+from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.request import Ticket
 
 WAIT_S = 60
+SINGLES = BatchingConfig(buckets=(1,))
+BATCHING = BatchingConfig(buckets=(1, 2, 4))
+
+
+def indexes_of(batches):
+    return [[ticket.index for ticket in batch.tickets] for batch in batches]
+
+
+def says(text, *indexes):
+    """What a lane says of a batch with one of these requests in it."""
+    return lambda batch: ValueError(text) if {ticket.index for ticket in batch.tickets} & {*indexes} else None
 
 
 class FakeSource:
@@ -180,3 +194,6 @@ class InALoop:
         self.arrivals.put(None)
         self._loop.join(WAIT_S)
         assert not self._loop.is_alive()
+
+
+BOTH_WAYS = pytest.mark.parametrize("way", [OnThreads, InALoop], ids=["on threads", "in a loop"])

@@ -7,23 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import DeadlineExceeded, EngineStopped
+from headrace.errors import EngineStopped
 from headrace.pipeline.batch import BatchingConfig, bucket_of
 from headrace.pipeline.dispatch import Dispatcher, tell
-from tests.pipeline.fakes import WAIT_S, FakeClock, FakeLane, FakeSource, InALoop, OnThreads
-
-SINGLES = BatchingConfig(buckets=(1,))
-BATCHING = BatchingConfig(buckets=(1, 2, 4))
-BOTH_WAYS = pytest.mark.parametrize("way", [OnThreads, InALoop], ids=["on threads", "in a loop"])
-
-
-def indexes_of(batches):
-    return [[ticket.index for ticket in batch.tickets] for batch in batches]
-
-
-def says(text, *indexes):
-    """What a lane says of a batch with one of these requests in it."""
-    return lambda batch: ValueError(text) if {ticket.index for ticket in batch.tickets} & {*indexes} else None
+from tests.pipeline.fakes import (
+    BATCHING,
+    BOTH_WAYS,
+    SINGLES,
+    WAIT_S,
+    FakeClock,
+    FakeLane,
+    FakeSource,
+    InALoop,
+    OnThreads,
+    indexes_of,
+    says,
+)
 
 
 class Script:
@@ -99,7 +98,7 @@ STEPS = st.lists(st.integers(0, 2) | st.lists(st.integers(1, 4), min_size=1, max
 
 
 @given(steps=STEPS, lanes=st.integers(1, 3), depth=st.integers(1, 3), bad=st.sets(st.integers(0, 30), max_size=4))
-def test_whatever_comes_and_ends_when_each_request_is_told_once(steps, lanes, depth, bad):
+def test_in_whatever_order_things_come_and_end_each_request_is_told_once(steps, lanes, depth, bad):
     source, sent, started = FakeSource(), [], []
     all_lanes = [StrictLane(depth, sent, started, bad) for _ in range(lanes)]
     Dispatcher(all_lanes, BATCHING, depth).serve(Script(steps, all_lanes, source, sent))
@@ -200,95 +199,6 @@ def test_batches_that_end_out_of_order_are_all_told(way):
     assert sorted(ticket.index for ticket in source.told) == [0, 1, 2, 3]
 
 
-@BOTH_WAYS
-@pytest.mark.parametrize("stage", ["launch_error", "wait_error"])
-def test_a_batch_that_fails_is_run_again_one_by_one_so_that_only_the_bad_one_fails(way, stage):
-    source, lane = FakeSource(), FakeLane(**{stage: says("request 2 is bad", 2)})
-    running = way([lane], BATCHING, 1)
-    running.submit([source.ticket(0)])
-    lane.wait_until_launched(1)
-    running.submit([source.ticket(1), source.ticket(2), source.ticket(3)])
-    running.settle()
-    lane.free()
-    source.wait_until_told(4)
-    running.submit([source.ticket(4)])
-    running.stop()
-    assert indexes_of(lane.launched) == [[0], [1, 2, 3], [1], [2], [3], [4]]
-    assert [batch.bucket for batch in lane.launched] == [1, 4, 1, 1, 1, 1]
-    assert [ticket.index for ticket in source.told] == [0, 1, 2, 3, 4]
-    assert {ticket.index: str(ticket.error) for ticket in source.told if ticket.error} == {2: "request 2 is bad"}
-
-
-@BOTH_WAYS
-def test_each_of_several_bad_requests_gets_its_own_error(way):
-    errors = {1: ValueError("one"), 3: KeyError("three")}
-
-    def wait_error(batch):
-        return next((errors[ticket.index] for ticket in batch.tickets if ticket.index in errors), None)
-
-    source, lane = FakeSource(), FakeLane(wait_error=wait_error)
-    running = way([lane], BATCHING, 1)
-    running.submit([source.ticket(0)])
-    lane.wait_until_launched(1)
-    running.submit([source.ticket(1), source.ticket(2), source.ticket(3)])
-    running.settle()
-    lane.free()
-    running.stop()
-    assert [ticket.error for ticket in source.told] == [None, errors[1], None, errors[3]]
-
-
-@BOTH_WAYS
-@pytest.mark.parametrize("stage", ["launch_error", "wait_error"])
-def test_a_request_that_fails_alone_is_told_and_not_run_again(way, stage):
-    source, lane = FakeSource(), FakeLane(free=True, **{stage: says("bad", 1)})
-    running = way([lane], SINGLES, 1)
-    running.submit([source.ticket(index) for index in range(3)])
-    running.stop()
-    assert indexes_of(lane.launched) == [[0], [1], [2]]
-    assert [str(ticket.error) for ticket in source.told] == ["None", "bad", "None"]
-
-
-class LostDevice(FakeLane):
-    """Its device is lost with the batch of request 1."""
-
-    def __init__(self, stage):
-        super().__init__(**{stage: lambda batch: EngineStopped("device lost") if batch.tickets[0].index else None})
-
-
-@BOTH_WAYS
-@pytest.mark.parametrize("stage", ["launch_error", "wait_error"])
-def test_a_lost_device_fails_everything_that_waits_and_what_comes_later(way, stage):
-    source, lane = FakeSource(), LostDevice(stage)
-    running = way([lane], SINGLES, 1)
-    running.submit([source.ticket(index) for index in range(5)])
-    lane.free()
-    source.wait_until_told(5)
-    assert indexes_of(lane.launched) == [[0], [1]], "nothing is launched any more"
-    later = source.ticket(5)
-    if way is OnThreads:
-        with pytest.raises(EngineStopped, match="device lost"):
-            running.submit([later])
-    else:
-        running.submit([later])
-        source.wait_until_told(6)
-        assert isinstance(later.error, EngineStopped)
-    running.stop()
-    assert [str(ticket.error) for ticket in source.told[:5]] == ["None", *["device lost"] * 4]
-    assert sorted(ticket.index for ticket in source.told) == list(range(len(source.told))), "each once"
-
-
-@BOTH_WAYS
-def test_a_device_that_is_lost_with_several_requests_is_not_tried_again(way):
-    source, lane = FakeSource(), LostDevice("wait_error")
-    running = way([lane], BATCHING, 1)
-    running.submit([source.ticket(0)])
-    running.submit([source.ticket(index) for index in (1, 2, 3)])
-    lane.free()
-    running.stop()
-    assert indexes_of(lane.launched) == [[0], [1, 2, 3]]
-    assert [str(ticket.error) for ticket in source.told] == ["None", *["device lost"] * 3]
-
-
 DELAY_US = 1000
 WITH_DELAY = BatchingConfig(buckets=(1, 2, 4), max_queue_delay_us=DELAY_US)
 
@@ -316,40 +226,6 @@ def test_a_full_batch_does_not_wait_for_the_delay(way):
     source.wait_until_told(4)
     running.stop()
     assert indexes_of(lane.launched) == [[0, 1, 2, 3]]
-
-
-def with_deadline(source, index, deadline_ns):
-    ticket = source.ticket(index)
-    ticket.deadline_ns = deadline_ns
-    return ticket
-
-
-@BOTH_WAYS
-def test_a_request_that_waits_beyond_its_deadline_is_told_and_not_computed(way):
-    source, lane, clock = FakeSource(), FakeLane(), FakeClock()
-    running = way([lane], SINGLES, 1, clock=clock)
-    running.submit([source.ticket(0), with_deadline(source, 1, 5_000_000), with_deadline(source, 2, 5_000_001)])
-    lane.wait_until_launched(1)
-    clock.now_ns = 5_000_001
-    lane.free()
-    running.stop()
-    assert sorted(ticket.index for ticket in source.told) == [0, 1, 2]
-    assert indexes_of(lane.launched) == [[0], [2]]
-    (late,) = (ticket for ticket in source.told if ticket.error)
-    assert (late.index, type(late.error)) == (1, DeadlineExceeded)
-    assert "waited 5.0 ms, longer than its deadline allows" in str(late.error)
-
-
-@BOTH_WAYS
-def test_a_deadline_that_has_passed_before_a_request_comes_is_told_at_once(way):
-    source, lane, clock = FakeSource(), FakeLane(free=True), FakeClock()
-    clock.now_ns = 10
-    running = way([lane], SINGLES, 1, clock=clock)
-    running.submit([with_deadline(source, 0, 9)])
-    source.wait_until_told(1)
-    running.stop()
-    assert lane.launched == []
-    assert [type(ticket.error) for ticket in source.told] == [DeadlineExceeded]
 
 
 def submit_until_refused(running, tickets_of, begin=0):
@@ -471,66 +347,3 @@ def test_requests_of_several_sources_run_together_and_go_back_each_to_its_own(wa
     assert indexes_of(lane.launched) == [[0], [1, 2, 3]]
     assert [ticket.index for ticket in first.told] == [0, 2]
     assert [ticket.index for ticket in second.told] == [1, 3]
-
-
-class NarrowLane(FakeLane):
-    """Notes when it is launched by two threads at once, which would mix up what lies in its buffers.
-
-    It lingers in the launch of a request that is run again, until another launch begins or that has had its chance.
-    """
-
-    def __init__(self):
-        super().__init__(wait_error=lambda batch: ValueError("bad") if len(batch.tickets) == 4 else None)
-        self.lingers, self.another = threading.Event(), threading.Event()
-        self.overlapped = False
-
-    def launch(self, batch):
-        super().launch(batch)
-        if batch.rows != batch.tickets[0].batch_rows and not self.lingers.is_set():
-            self.lingers.set()
-            self.overlapped = self.another.wait(0.2)
-        elif self.lingers.is_set():
-            self.another.set()
-
-
-@pytest.mark.xfail(strict=True, reason="bug: _blame launches without the lock, beside whoever submits")
-def test_a_lane_is_never_launched_by_two_threads_at_once():
-    source, lane = FakeSource(), NarrowLane()
-    running = OnThreads([lane], BATCHING, 2)
-    running.submit([source.ticket(0)])
-    running.submit([source.ticket(index) for index in (1, 2, 3, 4)])
-    lane.free()
-    assert lane.lingers.wait(WAIT_S)
-    running.submit([source.ticket(index) for index in (5, 6, 7, 8)])
-    running.stop()
-    assert len(source.told) == 9
-    assert not lane.overlapped
-
-
-class TriesAgain(FakeSource):
-    """Submits a failed request once more, as a caller may who hears of it in a callback."""
-
-    def __init__(self):
-        super().__init__()
-        self.dispatcher = None
-        self.refused = threading.Semaphore(0)
-
-    def finish(self, tickets):
-        super().finish(tickets)
-        for ticket in tickets:
-            if ticket.error:
-                try:
-                    self.dispatcher.submit([ticket])
-                except EngineStopped:
-                    self.refused.release()
-
-
-def test_who_hears_that_the_device_is_lost_may_submit_again_and_is_refused():
-    source, lane = TriesAgain(), LostDevice("wait_error")
-    running = OnThreads([lane], SINGLES, 1)
-    source.dispatcher = running.dispatcher
-    running.submit([source.ticket(index) for index in range(3)])
-    lane.free()
-    assert source.refused.acquire(timeout=WAIT_S)
-    assert source.refused.acquire(timeout=WAIT_S)
-    running.stop()

@@ -68,7 +68,6 @@ def test_a_model_that_cannot_be_compiled_runs_uncompiled_and_says_why():
     lanes.close()
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: `build` promises ModelError and passes on anything")
 def test_a_model_that_fails_on_the_example_is_told_as_such():
     with pytest.raises(ModelError, match="bad weights"):
         builder(Remembers(error=ValueError("bad weights"))).build()

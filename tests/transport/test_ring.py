@@ -216,7 +216,6 @@ def test_a_long_error_is_cut_and_its_neighbours_stay_whole(pair):
     assert first.startswith("ValueError: ääääääää")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="bug: write_text cannot encode lone surrogates")
 def test_an_error_with_the_name_of_an_undecodable_file_is_told(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     error = FileNotFoundError(os.fsdecode(b"no file \xff.png"))

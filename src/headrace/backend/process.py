@@ -17,12 +17,12 @@ from headrace.errors import HeadraceError, ModelError
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_model
-from headrace.model.optimise import OptimiseConfig, measure_error, optimise, require_accuracy
+from headrace.model.optimise import measure_error, optimise, require_accuracy
 from headrace.model.signature import FlatModel, signature_of
 from headrace.model.source import example_inputs
 from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, keep_compiled_code
+from headrace.pipeline.wiring import LaneBuilder, keep_compiled_code, optimise_config
 from headrace.processes import ChildFailed, become_child, describe
 from headrace.runtime.device import open_device
 
@@ -51,7 +51,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     path = Path(checkpoint.path) if checkpoint else None
     model = load_model(replace(job.model, compile=False), path, device.torch_device, lambda _: None)
     example = example_inputs(job.model.name, job.image_size)
-    optimised = optimise(model, _optimise_config(job))
+    optimised = optimise(model, optimise_config(job.lanes, job.model.precision, None))
     there = _on(example, device.torch_device)
     report = measure_error(optimised.module, model, there)
     require_accuracy(report, job.model.precision)
@@ -95,16 +95,6 @@ def _dispatch(dispatcher: Dispatcher, arrivals: RingsArrivals, *, spin: bool) ->
     while (tickets := arrivals.take(1.0)) is not None:
         dispatcher.submit_or_tell(tickets)
     dispatcher.stop()
-
-
-def _optimise_config(job: BackendJob) -> OptimiseConfig:
-    return OptimiseConfig(
-        precision=job.model.precision,
-        channels_last=job.lanes.channels_last,
-        fold_batch_norm=job.lanes.fold_batch_norm,
-        fuse_epilogues=job.lanes.fuse_epilogues,
-        space_to_depth=job.lanes.space_to_depth,
-    )
 
 
 def _on(

@@ -16,14 +16,13 @@ from headrace.bench.limits_jobs import LimitsDone, LimitsJob, Step
 from headrace.bench.limits_report import LimitsConfig
 from headrace.bench.summary import Limits
 from headrace.config import InputConfig
-from headrace.designs.lanes import optimise_config
 from headrace.errors import HeadraceError, InputError, RunFailed
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_model
 from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise, optimise
 from headrace.model.signature import FlatModel, signature_of
-from headrace.pipeline.wiring import LaneBuilder, LaneSet
+from headrace.pipeline.wiring import LaneBuilder, LaneSet, optimise_config
 from headrace.processes import ChildFailed, become_child, describe
 from headrace.runtime.device import Device, open_device
 

@@ -242,9 +242,10 @@ class Generator:
     def _store(self, received: Received, at_ns: int) -> None:
         descriptors = received.descriptors
         indexes = descriptors["index"]
-        known = self.records["completed_ns"][indexes]
-        if known.any() or len(np.unique(indexes)) < len(indexes):
-            raise RunFailed(f"request {indexes[np.argmax(known)]} was answered twice")
+        distinct, times = np.unique(indexes, return_counts=True)
+        again = distinct[(times > 1) | (self.records["completed_ns"][distinct] > 0)]
+        if len(again):
+            raise RunFailed(f"request {again[0]} was answered twice")
         self.records["completed_ns"][indexes] = at_ns
         for name in ("received_ns", "started_ns", "computed_ns", "responded_ns", "batch_rows"):
             self.records[name][indexes] = descriptors[name]

@@ -20,11 +20,11 @@ from torch import nn
 from headrace.clock import now_ns
 from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
-from headrace.model.optimise import Normalise, OptimiseConfig, optimise
+from headrace.model.optimise import Normalise, optimise
 from headrace.model.signature import FlatModel
 from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, LaneSet
+from headrace.pipeline.wiring import LaneBuilder, LaneSet, optimise_config, stand_in
 from headrace.request import Request, Ticket
 from headrace.tensors import TensorSpec
 from headrace.transport.inprocess import LocalSource
@@ -101,7 +101,7 @@ class LanesDesign:
     ) -> _Relay:
         model = load_model()
         with torch.no_grad():
-            output = model(request.inputs[:1].to(device.torch_device))
+            output = model(stand_in(request.inputs[:1]).to(device.torch_device))
         if not isinstance(output, torch.Tensor):
             raise ModelError(f"the model returned {type(output).__name__}; the benchmark's must return one tensor")
         features = tuple(request.inputs.shape[1:])
@@ -129,7 +129,7 @@ class LanesDesign:
         self.mark("optimise")
         lanes = LaneBuilder(
             model=FlatModel(optimised.module, None),
-            example=example,
+            example=[stand_in(tensor) for tensor in example],  # the first request may be one that the model fails on
             device=device.torch_device,
             num_lanes=self.num_lanes,
             compile=self.compile,
@@ -202,17 +202,6 @@ class RingArrivals:
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Have these taken once more, first."""
         self._put_back = tickets
-
-
-def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:
-    return OptimiseConfig(
-        precision=precision,
-        channels_last=config.channels_last,
-        fold_batch_norm=config.fold_batch_norm,
-        fuse_epilogues=config.fuse_epilogues,
-        space_to_depth=config.space_to_depth,
-        normalise=normalise,
-    )
 
 
 def _batching(config: LanesConfig) -> BatchingConfig:

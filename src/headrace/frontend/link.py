@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from headrace.transport.pair import RingPair
 
 
+_PATH = re.compile(r"(?<![\w.:/])/[^\s'\":,()]+")  # what a message says of our file system is not for clients
+
+
 class ModelFailed(RunFailed):
-    """The model raised on these rows; the message is its own."""
+    """The model raised on these rows; the message is its own, without paths."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_PATH.sub("(path)", text))
 
 
 class BackendLink:

@@ -22,7 +22,6 @@ from headrace.model import precision as process_precision
 from headrace.model.optimise import (
     ErrorReport,
     Normalise,
-    OptimiseConfig,
     measure_error,
     optimise,
     require_accuracy,
@@ -32,7 +31,7 @@ from headrace.model.shapes import DynamicDim, cut, dynamic_outputs, require_padd
 from headrace.model.signature import FlatModel, Signature, signature_of
 from headrace.pipeline.batch import BatchingConfig, powers_of_two
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, LaneSet, keep_compiled_code
+from headrace.pipeline.wiring import LaneBuilder, LaneSet, keep_compiled_code, optimise_config
 from headrace.runtime.device import open_device
 from headrace.transport.inprocess import LocalSource
 from headrace.transport.layout import Layout
@@ -182,7 +181,7 @@ def start(model: nn.Module, example: Inputs, config: EngineConfig, stack: ExitSt
     if config.precision in ("float32", "tf32"):
         process_precision.apply(config.precision)
     clock.mark("device context")
-    optimised = optimise(model, _optimise_config(config))
+    optimised = optimise(model, optimise_config(lanes_config, config.precision, config.normalise))
     module = optimised.module.to(device.torch_device)
     shapes = _shapes(module, example, config, device.torch_device)
     accuracy = _accuracy(model, module, example, config, device.torch_device)
@@ -304,17 +303,10 @@ def _lanes_config(config: EngineConfig, device: torch.device) -> LanesConfig:
         max_queue_delay_us=config.max_queue_delay_us,
         depth=CUDA_DEPTH if on_cuda else HOST_DEPTH,
         graphs=config.graphs,
-    )
-
-
-def _optimise_config(config: EngineConfig) -> OptimiseConfig:
-    return OptimiseConfig(
-        precision=config.precision,
         channels_last=config.channels_last,
         fold_batch_norm=config.fold_batch_norm,
         fuse_epilogues=config.fuse_epilogues,
         space_to_depth=config.space_to_depth,
-        normalise=config.normalise,
     )
 
 

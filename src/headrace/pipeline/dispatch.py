@@ -259,7 +259,8 @@ class Dispatcher:
             alone = Batch.of([ticket])
             alone.bucket = bucket_of(alone.rows, self._batching)
             try:
-                lane.launch(alone)
+                with self._changed:  # so that nobody else launches on this lane meanwhile
+                    lane.launch(alone)
                 lane.wait(alone)
             except Exception as own:  # noqa: BLE001  whatever it is, its request is told
                 ticket.error = own

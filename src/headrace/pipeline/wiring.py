@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import nn
 
-from headrace.config import LanesConfig
-from headrace.errors import ModelError
+from headrace.config import LanesConfig, Precision
+from headrace.errors import HeadraceError, ModelError
+from headrace.model.optimise import Normalise, OptimiseConfig
 from headrace.pipeline import dispatch
 from headrace.processes import describe
 from headrace.runtime.cuda_lane import CopyStream, CudaLane, EagerCudaLane
@@ -85,6 +86,11 @@ class LaneBuilder:
             self.mark("lanes")
         except torch.OutOfMemoryError as error:
             raise ModelError(_out_of_memory(self, error)) from error
+        except HeadraceError:
+            raise
+        except Exception as error:  # the model's own code may raise anything
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in self.example)
+            raise ModelError(f"the model fails on example inputs of shape {shapes}: {describe(error)}") from error
         return LaneSet(lanes, self.device, make_lane, form, tuple(notes), compilations())
 
     def _form(self, model: FlatModel, notes: list[str]) -> tuple[str, Callable[[int], RawLane]]:
@@ -147,6 +153,30 @@ class LaneBuilder:
         """Return pinned memory whose address stands in a graph until the first launch sets another."""
         largest = max(tensor[0].nbytes for tensor in self.example)
         return torch.empty(max(largest * self.config.buckets[-1], 1 << 20), dtype=torch.uint8, pin_memory=True)
+
+
+def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:
+    """Return what is done to the model before lanes are made of it."""
+    return OptimiseConfig(
+        precision=precision,
+        channels_last=config.channels_last,
+        fold_batch_norm=config.fold_batch_norm,
+        fuse_epilogues=config.fuse_epilogues,
+        space_to_depth=config.space_to_depth,
+        normalise=normalise,
+    )
+
+
+def stand_in(tensor: Tensor) -> Tensor:
+    """Return values of the same shape and type that no request depends on: noise, or 0 where numbers may be indexes.
+
+    Noise and not zeros, since a GPU runs faster on those.
+    """
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, dtype=torch.float32).to(tensor.dtype)
+    if tensor.dtype == torch.uint8:
+        return torch.randint(0, 256, tensor.shape, dtype=torch.uint8)
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def keep_compiled_code(folder: Path | None) -> None:

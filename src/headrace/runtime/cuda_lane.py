@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from headrace.runtime.cuda import BlockingEvent, SlotGraph, check, runtime
+from headrace.runtime.host_lane import require_rows
 from headrace.tensors import row_bytes
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class CudaLane:
             self._stream.synchronize()
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = model(*inputs)
+        require_rows(outputs, len(inputs[0]))
         raw = graph.raw_cuda_graph()
         host = self._scratch.data_ptr()
         return Captured(
@@ -194,6 +196,7 @@ class EagerCudaLane:
                 for buffer, table_input in zip(self._inputs, segment.table.inputs, strict=True):
                     buffer[rows].copy_(table_input[segment.slice], non_blocking=True)
             outputs = self._run(*(buffer[: batch.bucket] for buffer in self._inputs))
+            require_rows(outputs, batch.bucket)
             for segment, rows in batch.pieces():
                 for output, table_output in zip(outputs, segment.table.outputs, strict=True):
                     table_output[segment.slice].copy_(output[rows], non_blocking=True)

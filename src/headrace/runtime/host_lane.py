@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from headrace.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,7 +59,9 @@ class HostLane:
         return self._model(*inputs)
 
     def _run(self, batch: Batch) -> None:
-        outputs = self._forward(self._gather(batch))
+        inputs = self._gather(batch)
+        outputs = self._forward(inputs)
+        require_rows(outputs, len(inputs[0]))
         for segment, rows in batch.pieces():
             for output, table_output in zip(outputs, segment.table.outputs, strict=True):
                 table_output[segment.slice].copy_(output[rows])
@@ -71,3 +75,13 @@ class HostLane:
             for buffer, table_input in zip(self._inputs, segment.table.inputs, strict=True):
                 buffer[part].copy_(table_input[segment.slice])
         return tuple(buffer[:rows] for buffer in self._inputs)
+
+
+def require_rows(outputs: Sequence[Tensor], rows: int) -> None:
+    """Raise ModelError unless every output has a row for every row: fewer could be spread over all unseen."""
+    for number, output in enumerate(outputs):
+        if not output.ndim or len(output) != rows:
+            raise ModelError(
+                f"the model's output {number} has shape {list(output.shape)} for {rows} rows; its first dimension must"
+                " be the rows"
+            )

@@ -14,7 +14,7 @@ from mmap import mmap
 from typing import TYPE_CHECKING
 
 from headrace.clock import now_ns
-from headrace.errors import EngineStopped, QueueFull
+from headrace.errors import EngineStopped, InvalidRequest, QueueFull
 from headrace.request import Ticket
 from headrace.transport.leases import RowLeases
 from headrace.transport.table import RowTable
@@ -51,13 +51,25 @@ class LocalSource:
     def place(self, inputs: Sequence[Tensor], timeout_s: float | None) -> LocalTicket:
         """Copy a request's tensors, [rows, *features] and of the layout's dtypes, into rows of their own.
 
-        Raises QueueFull if no rows become free within `timeout_s`, EngineStopped if the source is closed meanwhile.
+        Raises InvalidRequest for other shapes, QueueFull if no rows become free within `timeout_s`, EngineStopped if
+        the source is closed meanwhile.
         """
         rows = len(inputs[0])
+        for spec, tensor in zip(self._table.layout.inputs, inputs, strict=True):
+            if tuple(tensor.shape) != (rows, *spec.features):
+                raise InvalidRequest(
+                    f"input {spec.name} has shape {list(tensor.shape)}; the lanes take {[rows, *spec.features]}"
+                )
         first = self._lease(rows, timeout_s)
-        for place, tensor in zip(self._table.inputs, inputs, strict=True):
-            place[first : first + rows].copy_(tensor)
-        return LocalTicket(self, -1, first, rows, received_ns=now_ns())
+        ticket = LocalTicket(self, -1, first, rows, received_ns=now_ns())
+        try:
+            for place, tensor in zip(self._table.inputs, inputs, strict=True):
+                place[first : first + rows].copy_(tensor)
+        except BaseException:
+            self.give_back(ticket)
+            raise
+        ticket.received_ns = now_ns()
+        return ticket
 
     def give_back(self, ticket: Ticket) -> None:
         """Free the rows of a ticket that nobody took over."""

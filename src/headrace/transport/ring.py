@@ -80,7 +80,7 @@ class _Mapped:
         return self._bytes[begin : begin + rows * size]
 
     def write_text(self, entry: int, text: str) -> None:
-        data = text.encode()[: TEXT - 1]
+        data = text.encode(errors="replace")[: TEXT - 1]
         at = self.layout.text_offset(entry)
         self.memory[at : at + len(data) + 1] = data + b"\0"
 
