@@ -88,6 +88,12 @@ class Server:
     def infer(self, ids, values=(0.0, 0.0, 0.0)):
         return self.call("/v2/models/served/infer", infer_body(ids, values))
 
+    def is_ready(self):
+        try:
+            return self.call("/v2/health/ready")[0] == 200
+        except OSError:  # between a frontend's death and the next one
+            return False
+
     def hold(self, pool):
         """Send a request that the model holds until `release`; return its future."""
         return pool.submit(self.infer, [77, 0, 0, 0])
@@ -254,6 +260,34 @@ def test_a_request_that_a_dead_backend_held_is_answered_and_the_next_backend_ser
     while small_server.call("/v2/health/ready")[0] != 200:
         pass
     assert small_server.infer([1, 2, 3, 4])[0] == 200
+
+
+def test_a_frontend_that_dies_leaves_nothing_in_the_backend_and_is_started_anew(small_server):
+    backend = small_server.backend()
+    for _ in range(2):
+        (frontend,) = (
+            child
+            for child in psutil.Process(small_server.process.pid).children()
+            if child.pid != backend.pid and "spawn_main" in " ".join(child.cmdline())
+        )
+        with ThreadPoolExecutor(1) as pool:
+            held = small_server.hold(pool)
+            writer = small_server.gate.open("w")
+            frontend.kill()
+            writer.close()
+            with pytest.raises(OSError, match=r"\w"):
+                held.result(WAIT_S)
+        small_server.wait_for("is started anew")
+        while not small_server.is_ready():
+            pass
+        assert small_server.infer([1, 2, 3, 4])[0] == 200
+    assert backend.is_running()
+    assert len(set(rings_of(backend.pid))) <= 2, "the one in use, and perhaps the last batch's"
+
+
+def rings_of(pid):
+    with open(f"/proc/{pid}/maps") as maps:  # noqa: PTH123
+        return [line.split()[4] for line in maps if "headrace-ring" in line]
 
 
 def test_the_end_waits_for_what_was_taken(small_server):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from headrace.errors import DeadlineExceeded, EngineStopped
+from headrace.errors import DeadlineExceeded, EngineStopped, InvalidRequest
 from tests.pipeline.fakes import (
     BATCHING,
     BOTH_WAYS,
@@ -202,3 +202,33 @@ def test_who_hears_that_the_device_is_lost_may_submit_again_and_is_refused():
     assert source.refused.acquire(timeout=WAIT_S)
     assert source.refused.acquire(timeout=WAIT_S)
     running.stop()
+
+
+def test_a_request_larger_than_a_batch_is_told_and_holds_up_nobody():
+    source, lane = FakeSource(), FakeLane(free=True)
+    running = OnThreads([lane], BATCHING, 2)
+    running.submit([source.ticket(0), source.ticket(1, rows=5), source.ticket(2, rows=4)])
+    running.stop()
+    errors = {ticket.index: ticket.error for ticket in source.told}
+    assert errors.keys() == {0, 1, 2}
+    assert isinstance(errors[1], InvalidRequest)
+    assert errors[0] is errors[2] is None
+
+
+class Deaf(FakeSource):
+    """Fails when it is told anything."""
+
+    def finish(self, tickets):
+        super().finish(tickets)
+        raise OSError("gone")
+
+
+def test_a_source_that_cannot_be_told_is_no_trouble_for_the_others(caplog):
+    deaf, source = Deaf(), FakeSource()
+    running = OnThreads([FakeLane(free=True)], BATCHING, 2)
+    running.submit([deaf.ticket(0), source.ticket(1)])
+    running.submit([source.ticket(2)])
+    running.stop()
+    assert [ticket.index for ticket in source.told] == [1, 2]
+    assert len(deaf.told) == 1
+    assert "1 requests could not be answered" in caplog.text

@@ -15,6 +15,8 @@ from headrace.transport.ring import RingEndpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from headrace.transport.pair import RingPair
+
 CONTROL_EVERY = 1024  # looks for requests between two looks for words, while busy
 
 
@@ -46,6 +48,7 @@ class RingsArrivals:
         self._max_batch_size = max_batch_size
         self._register = register
         self._rings: list[RingEndpoint] = []
+        self._pairs: dict[RingEndpoint, RingPair] = {}
         self._leaving: list[RingEndpoint] = []  # closed by the client, with requests still under way
         self._looks = 0
         self._stopping = False
@@ -69,7 +72,11 @@ class RingsArrivals:
     def close(self) -> None:
         """Let go of all rings. No request may be under way."""
         for ring in (*self._rings, *self._leaving):
-            ring.close()
+            self._let_go(ring)
+
+    def _let_go(self, ring: RingEndpoint) -> None:
+        ring.close()
+        self._pairs.pop(ring).close()
 
     def _take_all(self) -> list[Ticket]:
         tickets: list[Ticket] = []
@@ -109,7 +116,9 @@ class RingsArrivals:
             while self._control.poll():
                 word = self._control.recv()
                 if isinstance(word, Attach):
-                    self._rings.append(RingEndpoint(word.ring, self._register))
+                    ring = RingEndpoint(word.ring, self._register)
+                    self._rings.append(ring)
+                    self._pairs[ring] = word.ring
                 elif isinstance(word, Stop):
                     self._stopping = True
         except (EOFError, OSError):
@@ -117,7 +126,7 @@ class RingsArrivals:
         for ring in list(self._leaving):
             if not ring.open_requests:
                 self._leaving.remove(ring)
-                ring.close()
+                self._let_go(ring)
 
     def _sleep(self, timeout_s: float) -> None:
         """Wait for requests, words or deaths."""

@@ -34,6 +34,7 @@ class BackendLink:
 
     def __init__(self, ring: RingPair, model: ServedModel, on_lost: Callable[[], None]) -> None:
         self.model = model
+        self._pair = ring
         self._ring = RingClient(ring)
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -78,6 +79,7 @@ class BackendLink:
         if self._peer is not None:
             self._loop.remove_reader(self._peer)
         self._ring.close()
+        self._pair.close()
 
     def _admit(self, rows: int) -> int:
         if self._lost:

@@ -96,7 +96,6 @@ class _Lanes:
         ticket = self.source.place(tensors, timeout_s)
         if timeout_s is not None:
             ticket.deadline_ns = ticket.received_ns + int(timeout_s * NS_PER_S)
-        ticket.future.set_running_or_notify_cancel()  # from here on it is computed, whoever stops waiting
         try:
             self.dispatcher.submit([ticket])
         except EngineStopped:

@@ -8,6 +8,7 @@ batch, answers it, and launches what has waited for the room. A launch only hand
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,11 @@ from itertools import groupby
 from typing import Protocol
 
 from headrace.clock import Clock, now_ns
-from headrace.errors import DeadlineExceeded, EngineStopped
+from headrace.errors import DeadlineExceeded, EngineStopped, InvalidRequest
 from headrace.pipeline.batch import BatchingConfig, bucket_of, may_start, take
 from headrace.request import Batch, Ticket
+
+_log = logging.getLogger(__name__)
 
 IDLE_POLL_S = 1.0  # how often an idle loop looks up; work wakes it at once
 
@@ -105,16 +108,19 @@ class Dispatcher:
             thread.start()
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Take over requests of at most `max_batch_size` rows each. Any thread may call it; it does not wait.
+        """Take over requests. Any thread may call it; it does not wait. Larger ones than a batch end with an error.
 
         Raises EngineStopped, and then owns none of them.
         """
         with self._changed:
             if self._stopping or self._failure:
                 raise EngineStopped(str(self._failure or "the engine is stopping and takes no more requests"))
-            self._waiting.extend(tickets)
             for ticket in tickets:
-                self._waiting_rows += ticket.rows
+                if ticket.rows > self._batching.max_batch_size:
+                    self._refuse(ticket)
+                else:
+                    self._waiting.append(ticket)
+                    self._waiting_rows += ticket.rows
             self._open_tickets += len(tickets)
             self._pump()
         if self._dropped:
@@ -148,30 +154,40 @@ class Dispatcher:
             count = take(rows, waited_us, self._batching, lane_idle=level == 0)
             if not count:
                 return
-            self._launch(level, [self._waiting.popleft() for _ in range(count)])
+            self._launch(level, self._taken(count))
+
+    def _refuse(self, ticket: Ticket) -> None:
+        limit = self._batching.max_batch_size
+        ticket.error = InvalidRequest(f"the request has {ticket.rows} rows, and a batch at most {limit}; split it")
+        self._dropped.append(ticket)
 
     def _drop_late(self) -> None:
         """Take out, with an error, what has waited at the head beyond its deadline. The lock is held."""
-        while self._waiting and self._waiting[0].deadline_ns:
-            at_ns = self._clock()
-            if at_ns <= self._waiting[0].deadline_ns:
-                return
+        while self._waiting and self._is_late(self._waiting[0]):
             ticket = self._waiting.popleft()
             self._waiting_rows -= ticket.rows
-            ticket.error = DeadlineExceeded(
-                f"the request waited {(at_ns - ticket.received_ns) / 1e6:.1f} ms, longer than its deadline allows, and"
-                " was not computed; allow more time, or send less at once"
-            )
-            self._dropped.append(ticket)
+            self._drop(ticket)
+
+    def _is_late(self, ticket: Ticket) -> bool:
+        return 0 < ticket.deadline_ns < self._clock()
+
+    def _drop(self, ticket: Ticket) -> None:
+        waited_ms = (self._clock() - ticket.received_ns) / 1e6
+        ticket.error = DeadlineExceeded(
+            f"the request waited {waited_ms:.1f} ms, longer than its deadline allows, and was not computed; allow more"
+            " time, or send less at once"
+        )
+        self._dropped.append(ticket)
 
     def _tell_dropped(self) -> None:
         """Tell of what ended without being launched. The lock is not held: sources run their callers' code."""
         with self._changed:
             dropped, self._dropped = self._dropped, []
+        tell(dropped)
+        with self._changed:
             self._open_tickets -= len(dropped)
             if self._threads and not self._open_tickets:
                 self._changed.notify_all()
-        tell(dropped)
 
     def _freest(self) -> int | None:
         """Return the smallest number of batches that a lane has; None where all have as many as they may."""
@@ -180,11 +196,24 @@ class Dispatcher:
                 return level
         return None
 
+    def _taken(self, count: int) -> list[Ticket]:
+        """Take so many from the head, but for those that are late by now."""
+        tickets = []
+        for _ in range(count):
+            ticket = self._waiting.popleft()
+            self._waiting_rows -= ticket.rows
+            if ticket.deadline_ns and self._is_late(ticket):
+                self._drop(ticket)
+            else:
+                tickets.append(ticket)
+        return tickets
+
     def _launch(self, level: int, tickets: list[Ticket]) -> None:
+        if not tickets:
+            return
         busy = self._levels[level].popleft()
         batch = Batch.of(tickets)
         batch.bucket = bucket_of(batch.rows, self._batching)
-        self._waiting_rows -= batch.rows
         started_ns = self._clock()
         for ticket in tickets:
             ticket.started_ns, ticket.lane, ticket.batch_rows = started_ns, busy.number, batch.rows
@@ -264,6 +293,8 @@ class Dispatcher:
                 lane.wait(alone)
             except Exception as own:  # noqa: BLE001  whatever it is, its request is told
                 ticket.error = own
+                if isinstance(own, EngineStopped):
+                    self._failure = own
             else:
                 ticket.error = None
 
@@ -284,7 +315,8 @@ class Dispatcher:
                     return
                 self._pump()
                 left_ns = self._waiting[0].received_ns + delay_ns - self._clock() if self._waiting else delay_ns
-                self._changed.wait(max(left_ns, 10_000) / 1e9)
+                # What is overdue waits for a lane, and whoever frees one launches it.
+                self._changed.wait((left_ns if left_ns > 0 else delay_ns) / 1e9)
             if self._dropped:
                 self._tell_dropped()
 
@@ -297,4 +329,7 @@ def tell(tickets: Iterable[Ticket]) -> None:
     """Give ended requests back to their sources, those of one source together."""
     for _, group in groupby(tickets, key=lambda ticket: id(ticket.source)):
         ended = list(group)
-        ended[0].source.finish(ended)
+        try:
+            ended[0].source.finish(ended)
+        except Exception:  # noqa: BLE001  one source's trouble is not the others'
+            _log.exception("%d requests could not be answered", len(ended))

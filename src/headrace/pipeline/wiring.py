@@ -96,7 +96,9 @@ class LaneBuilder:
     def _form(self, model: FlatModel, notes: list[str]) -> tuple[str, Callable[[int], RawLane]]:
         """Return how lanes of this model work, and what makes one."""
         if self.device.type == "cpu":
-            return "host", lambda _slots: HostLane(model, self._buffers(), padded=self.compile)
+            # Several threads that check Dynamo's guards at once make it compile again (seen in 20 of 100 runs).
+            run = _locked(model) if model is not self.model and self.num_lanes > 1 else model
+            return "host", lambda _slots: HostLane(run, self._buffers(), padded=self.compile)
         if self.config.graphs:
             try:
                 self._captured(model, self.config.buckets[:1], None, 1).close()
@@ -108,8 +110,8 @@ class LaneBuilder:
             else:
                 copies = CopyStream(self.device) if self.config.prefetch else None
                 return "CUDA graphs", lambda slots: self._captured(model, self.config.buckets, copies, slots)
-        name, run = ("eager", model) if model is self.model else ("compiled under a lock", _locked(model))
-        return name, lambda _slots: EagerCudaLane(run, self._buffers(), spin=self.config.spin)
+        name, called = ("eager", model) if model is self.model else ("compiled under a lock", _locked(model))
+        return name, lambda _slots: EagerCudaLane(called, self._buffers(), spin=self.config.spin)
 
     def _compiled(self, notes: list[str]) -> FlatModel:
         """Return what the lanes call, warm for every bucket."""

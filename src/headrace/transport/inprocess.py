@@ -68,6 +68,7 @@ class LocalSource:
         except BaseException:
             self.give_back(ticket)
             raise
+        ticket.future.set_running_or_notify_cancel()  # from here on it is computed, whoever stops waiting
         ticket.received_ns = now_ns()
         return ticket
 

@@ -47,20 +47,43 @@ POLL_S = 1.0  # how often a waiting backend looks up; the death of its peer wake
 CLIENT, BACKEND = 0, 1  # words of the header: the sides' process ids
 
 
+class _Peer:
+    """The process at the other end, as soon as it has said who it is."""
+
+    def __init__(self, memory: mmap, side: int) -> None:
+        self._pids = memoryview(memory)[:16].cast("Q")
+        self._pids[side] = os.getpid()
+        self._other = BACKEND if side == CLIENT else CLIENT
+        self._fd: int | None = None
+
+    def find(self) -> int | None:
+        """Return a descriptor that becomes readable when the process ends (pidfd_open(2)); None before it has come."""
+        pid = self._pids[self._other]
+        if self._fd is None and pid and pid != os.getpid():
+            try:
+                self._fd = os.pidfd_open(pid)
+            except OSError:  # it came and went: a pipe that is closed at the other end is as readable as a dead process
+                self._fd, writer = os.pipe()
+                os.close(writer)
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 class _Mapped:
-    """A process's view of the ring's memory."""
+    """A process's view of the ring's memory. Nothing in it refers back to it, so it is unmapped when it is let go."""
 
     def __init__(self, pair: RingPair, side: int) -> None:
         require_ordered_memory()
         self.layout: Layout = pair.layout
         self.memory = mmap(pair.memory_fd, self.layout.total_bytes, MAP_SHARED | MAP_POPULATE)
-        self._pids = memoryview(self.memory)[:16].cast("Q")
-        self._pids[side] = os.getpid()
-        self._other = BACKEND if side == CLIENT else CLIENT
-        self._peer: int | None = None
+        self.peer = _Peer(self.memory, side)
         entries = self.layout.entries
         self.requests, self.responses = (
-            DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.find_peer)
+            DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.peer.find)
             for direction, wake_fd in enumerate((pair.wake_backend_fd, pair.wake_client_fd))
         )
         self._bytes = memoryview(self.memory)
@@ -87,22 +110,6 @@ class _Mapped:
     def read_text(self, entry: int) -> str:
         at = self.layout.text_offset(entry)
         return self.memory[at : at + TEXT].split(b"\0", 1)[0].decode(errors="replace")
-
-    def find_peer(self) -> int | None:
-        """Return a descriptor of the other side's process (pidfd_open(2)), once that has said who it is."""
-        pid = self._pids[self._other]
-        if self._peer is None and pid and pid != os.getpid():
-            try:
-                self._peer = os.pidfd_open(pid)
-            except OSError:  # it came and went: a pipe that is closed at the other end is as readable as a dead process
-                self._peer, writer = os.pipe()
-                os.close(writer)
-        return self._peer
-
-    def close(self) -> None:
-        if self._peer is not None:
-            os.close(self._peer)
-            self._peer = None
 
 
 class RingClient:
@@ -159,7 +166,7 @@ class RingClient:
 
     def peer_fd(self) -> int | None:
         """Return a descriptor that becomes readable when the backend's process ends; None before it has come."""
-        return self._mapped.find_peer()
+        return self._mapped.peer.find()
 
     def error_text(self, entry: int) -> str:
         return self._mapped.read_text(entry)
@@ -167,7 +174,7 @@ class RingClient:
     def close(self) -> None:
         """Tell the backend that no request will follow."""
         self._mapped.requests.put(pack(Descriptor(-1, CLOSE)))
-        self._mapped.close()
+        self._mapped.peer.close()
 
 
 class RingEndpoint:
@@ -220,7 +227,7 @@ class RingEndpoint:
 
     def peer_fd(self) -> int | None:
         """Return a descriptor that becomes readable when the client's process ends; None before it has come."""
-        return self._mapped.find_peer()
+        return self._mapped.peer.find()
 
     def finish(self, tickets: Sequence[Ticket]) -> None:
         """Tell the client of requests that have ended: `request.Source`'s half of this."""
@@ -285,7 +292,7 @@ class RingEndpoint:
     def close(self) -> None:
         """Let go of the device's registration. No copy may be under way."""
         self._unregister()
-        self._mapped.close()
+        self._mapped.peer.close()
 
     def _tell(self, request: Request, kind: int, rows: int) -> None:
         line = request.timeline
