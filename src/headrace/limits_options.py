@@ -8,7 +8,8 @@ from pathlib import Path
 
 from headrace.bench.limits_report import LimitsConfig
 from headrace.config import LanesConfig, ModelConfig
-from headrace.options import add_model_options, add_shape_options, resolve_device, shaped
+from headrace.lanes_options import add_shape_options, shaped
+from headrace.options import add_model_options, resolve_device
 
 BATCH_SIZES = (1, 32, 256)
 BATCH_SIZES_CPU = (1, 8)

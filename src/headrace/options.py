@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from headrace.config import (
     TransportConfig,
 )
 from headrace.errors import DeviceUnavailable, InvalidOption
-from headrace.pipeline.batch import powers_of_two
+from headrace.lanes_options import add_lanes_options, lanes_config
 from headrace.study.plan import SweepConfig
 
 NUM_ITERS = 100  # as published
@@ -144,92 +143,12 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep compiled code there for the next run (default: PyTorch's)",
     )
-    add_lanes_options(parser)
-
-
-def add_lanes_options(parser: argparse.ArgumentParser) -> None:
-    defaults = LanesConfig()
-    group = parser.add_argument_group("lanes (--design lanes)")
-    group.add_argument(
-        "--max-batch-size",
-        type=int,
-        metavar="ROWS",
-        help="gather requests into batches of up to so many rows (default: --batch-size, which gathers nothing)",
-    )
-    group.add_argument(
-        "--buckets",
-        type=int,
-        nargs="+",
-        metavar="ROWS",
-        help="batch sizes to prepare for (default: with --max-batch-size its powers of two, else --batch-size)",
-    )
-    group.add_argument(
-        "--max-queue-delay-us",
-        type=int,
-        default=defaults.max_queue_delay_us,
-        metavar="US",
-        help="let a batch wait so long to grow, even for a free lane (default: 0: no lane idles while requests wait)",
-    )
-    group.add_argument(
-        "--lane-depth",
-        type=int,
-        default=defaults.depth,
-        metavar="N",
-        help=f"batches that a lane has at once, running and queued behind (default: {defaults.depth})",
-    )
     group.add_argument(
         "--limits",
         action=argparse.BooleanOptionalAction,
         help="measure after serving what no server could exceed, and print the efficiency (default: with lanes)",
     )
-    for name, default, text in (
-        ("prefetch", defaults.prefetch, "copy large batches in on a stream of their own, ahead of the lanes"),
-        ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
-    ):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
-    add_shape_options(group)
-
-
-def add_shape_options(group: argparse._ArgumentGroup) -> None:
-    """Add what changes the model that the lanes run, and how it is launched."""
-    defaults = LanesConfig()
-    for name, default, text in (
-        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
-        ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
-        ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
-        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call"),
-        ("space-to-depth", defaults.space_to_depth, "rewrite a strided first convolution as a dense one (exact)"),
-    ):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
-
-
-def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:
-    """Return the configuration with what `add_shape_options` has read."""
-    return replace(
-        config,
-        graphs=args.graphs,
-        channels_last=args.channels_last,
-        fold_batch_norm=args.fold_batch_norm,
-        fuse_epilogues=args.fuse_epilogues,
-        space_to_depth=args.space_to_depth,
-    )
-
-
-def _buckets(args: argparse.Namespace) -> tuple[int, ...]:
-    if args.buckets:
-        return tuple(args.buckets)
-    return (args.batch_size,) if args.max_batch_size is None else powers_of_two(args.max_batch_size)
-
-
-def lanes_config(args: argparse.Namespace) -> LanesConfig:
-    config = LanesConfig(
-        buckets=_buckets(args),
-        max_queue_delay_us=args.max_queue_delay_us,
-        depth=args.lane_depth,
-        prefetch=args.prefetch,
-        spin=args.spin,
-    )
-    return shaped(config, args)
+    add_lanes_options(parser)
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:

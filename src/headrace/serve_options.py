@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headrace import options
+from headrace import lanes_options, options
 from headrace.config import ModelConfig, ServeConfig
 
 MAX_BATCH_SIZE = 32
@@ -36,14 +36,14 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-body-bytes", type=int, default=256 << 20, metavar="N", help="(default: 256 MiB)")
     group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="at the end (default: 30)")
     options.add_model_options(parser)
-    options.add_lanes_options(parser)
+    lanes_options.add_lanes_options(parser)
     parser.set_defaults(batch_size=MAX_BATCH_SIZE, max_batch_size=MAX_BATCH_SIZE)
 
 
 def serve_config(args: argparse.Namespace) -> ServeConfig:
     """Return the server that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
     device = options.resolve_device(args.device)
-    lanes = options.lanes_config(args)
+    lanes = lanes_options.lanes_config(args)
     config = ServeConfig(
         name=args.name or args.served.rpartition(":")[2],
         model=ModelConfig(

@@ -1,0 +1,89 @@
+"""The command line's words for lanes, which several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from headrace.config import LanesConfig
+from headrace.pipeline.batch import powers_of_two
+
+
+def add_lanes_options(parser: argparse.ArgumentParser) -> None:
+    defaults = LanesConfig()
+    group = parser.add_argument_group("lanes")
+    group.add_argument(
+        "--max-batch-size",
+        type=int,
+        metavar="ROWS",
+        help="gather requests into batches of up to so many rows (default: --batch-size, which gathers nothing)",
+    )
+    group.add_argument(
+        "--buckets",
+        type=int,
+        nargs="+",
+        metavar="ROWS",
+        help="batch sizes to prepare for (default: with --max-batch-size its powers of two, else --batch-size)",
+    )
+    group.add_argument(
+        "--max-queue-delay-us",
+        type=int,
+        default=defaults.max_queue_delay_us,
+        metavar="US",
+        help="let a batch wait so long to grow, even for a free lane (default: 0: no lane idles while requests wait)",
+    )
+    group.add_argument(
+        "--lane-depth",
+        type=int,
+        default=defaults.depth,
+        metavar="N",
+        help=f"batches that a lane has at once, running and queued behind (default: {defaults.depth})",
+    )
+    for name, default, text in (
+        ("prefetch", defaults.prefetch, "copy large batches in on a stream of their own, ahead of the lanes"),
+        ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
+    ):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+    add_shape_options(group)
+
+
+def add_shape_options(group: argparse._ArgumentGroup) -> None:
+    """Add what changes the model that the lanes run, and how it is launched."""
+    defaults = LanesConfig()
+    for name, default, text in (
+        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
+        ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
+        ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
+        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call"),
+        ("space-to-depth", defaults.space_to_depth, "rewrite a strided first convolution as a dense one (exact)"),
+    ):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:
+    """Return the configuration with what `add_shape_options` has read."""
+    return replace(
+        config,
+        graphs=args.graphs,
+        channels_last=args.channels_last,
+        fold_batch_norm=args.fold_batch_norm,
+        fuse_epilogues=args.fuse_epilogues,
+        space_to_depth=args.space_to_depth,
+    )
+
+
+def _buckets(args: argparse.Namespace) -> tuple[int, ...]:
+    if args.buckets:
+        return tuple(args.buckets)
+    return (args.batch_size,) if args.max_batch_size is None else powers_of_two(args.max_batch_size)
+
+
+def lanes_config(args: argparse.Namespace) -> LanesConfig:
+    config = LanesConfig(
+        buckets=_buckets(args),
+        max_queue_delay_us=args.max_queue_delay_us,
+        depth=args.lane_depth,
+        prefetch=args.prefetch,
+        spin=args.spin,
+    )
+    return shaped(config, args)
