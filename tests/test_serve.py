@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -212,7 +213,7 @@ def test_more_rows_than_a_batch_are_refused(server):
 
 @pytest.fixture
 def small_server(tmp_path):
-    server = Server(tmp_path, "--queue-rows", "4", "--max-body-bytes", "2000")
+    server = Server(tmp_path, "--queue-rows", "4", "--max-body-bytes", "2000", "--body-timeout", "0.5")
     yield server
     server.process.kill()
     server.process.wait(WAIT_S)
@@ -239,6 +240,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(small_server):
     status, _, body = small_server.call("/v2/models/served/infer", b"x" * 2001)
     assert status == 413
     assert "2001 bytes, and the server takes 2000" in json.loads(body)["error"]
+
+
+def test_a_body_that_does_not_come_is_given_up(small_server):
+    host, port = small_server.address.split(":")
+    with socket.create_connection((host, int(port)), WAIT_S) as connection:
+        connection.sendall(b"POST /v2/models/served/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert small_server.infer([1, 1, 1, 1])[0] == 200
 
 
 def test_a_request_that_a_dead_backend_held_is_answered_and_the_next_backend_serves(small_server):

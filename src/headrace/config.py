@@ -253,6 +253,7 @@ class ServeConfig:
     frontends: int = 1  # processes that share the port
     queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
     max_body_bytes: int = 256 << 20
+    body_timeout_s: float = 30.0  # for a request's body to come
     drain_timeout_s: float = 30.0  # at the end, for what was taken
 
     def validate(self) -> None:
@@ -266,4 +267,5 @@ class ServeConfig:
             f"--queue-rows {self.queue_rows}: must hold a largest batch, {largest} rows",
         )
         require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
+        require(self.body_timeout_s > 0, f"--body-timeout {self.body_timeout_s}: must be above 0 s")
         require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")

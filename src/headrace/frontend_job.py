@@ -15,4 +15,5 @@ class FrontendJob:
     listener: socket.socket
     control: Connection
     max_body_bytes: int
+    body_timeout_s: float
     drain_timeout_s: float

@@ -34,6 +34,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--queue-rows", type=int, metavar="N", help="rows that a frontend holds (default: 8 largest batches)"
     )
     group.add_argument("--max-body-bytes", type=int, default=256 << 20, metavar="N", help="(default: 256 MiB)")
+    group.add_argument(
+        "--body-timeout", type=float, default=30.0, metavar="S", help="for a request's body to come (default: 30)"
+    )
     group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="at the end (default: 30)")
     options.add_model_options(parser)
     lanes_options.add_lanes_options(parser)
@@ -64,6 +67,7 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
         frontends=args.frontends,
         queue_rows=args.queue_rows or QUEUE_BATCHES * max(lanes.buckets, default=1),
         max_body_bytes=args.max_body_bytes,
+        body_timeout_s=args.body_timeout,
         drain_timeout_s=args.drain_timeout,
     )
     config.validate()

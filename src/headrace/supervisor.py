@@ -116,6 +116,7 @@ class Supervisor:
             listener=listener,
             control=control,
             max_body_bytes=self._config.max_body_bytes,
+            body_timeout_s=self._config.body_timeout_s,
             drain_timeout_s=self._config.drain_timeout_s,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,13 @@ RETRY_AFTER_S = 1
 JSON = "application/json"
 
 
-def make_app(service: Service, max_body_bytes: int) -> web.Application:
-    """Return the application. Bodies beyond `max_body_bytes` are refused before they are read."""
-    routes = _Routes(service, max_body_bytes)
+def make_app(service: Service, max_body_bytes: int, body_timeout_s: float) -> web.Application:
+    """Return the application.
+
+    Bodies beyond `max_body_bytes` are refused before they are read, and those that take longer than `body_timeout_s` to
+    come are given up. Only a whole body gets room in the ring, so a slow client holds up nobody.
+    """
+    routes = _Routes(service, max_body_bytes, body_timeout_s)
     app = web.Application(middlewares=[_errors], client_max_size=max_body_bytes, handler_args=None)
     model = "/v2/models/{name}"
     for path in (model, model + "/versions/{version}"):
@@ -60,9 +65,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class _Routes:
-    def __init__(self, service: Service, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, max_body_bytes: int, body_timeout_s: float) -> None:
         self._service = service
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
 
     async def server_metadata(self, _: web.Request) -> web.Response:
         return _json(meaning.server_metadata())
@@ -105,7 +111,11 @@ class _Routes:
             return _error(
                 413, f"the body has {request.content_length} bytes, and the server takes {self._max_body_bytes}"
             )
-        body = await request.read()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await request.read()
+        except TimeoutError:
+            return _error(408, f"the body did not come within {self._body_timeout_s:g} s", {"Connection": "close"})
         decoded = v2.decode(body, _header_bytes(request), model.inputs, model.outputs)
         outputs = await self._service.infer(decoded.inputs, decoded.rows)
         named = {spec.name: memoryview(data) for spec, data in zip(model.outputs, outputs, strict=True)}

@@ -29,7 +29,7 @@ class _Frontend:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        runner = web.AppRunner(make_app(self._service, self._job.max_body_bytes), handler_cancellation=True)
+        runner = web.AppRunner(self._app(), handler_cancellation=True)
         await runner.setup()
         site = web.SockSite(runner, self._job.listener)
         await site.start()
@@ -42,6 +42,9 @@ class _Frontend:
         await runner.cleanup()
         if self._service.link is not None:
             self._service.link.close()
+
+    def _app(self) -> web.Application:
+        return make_app(self._service, self._job.max_body_bytes, self._job.body_timeout_s)
 
     def _hear(self) -> None:
         """Take the supervisor's words; its end means stop."""
