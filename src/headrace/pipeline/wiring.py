@@ -146,15 +146,10 @@ class LaneBuilder:
 
     def _captured(self, model: FlatModel, buckets: Sequence[int], copies: CopyStream | None, slots: int) -> CudaLane:
         buffers = [self._buffers() for _ in range(slots)]
-        lane = CudaLane(buffers, self._scratch(), copies, spin=self.config.spin)
+        lane = CudaLane(buffers, copies, spin=self.config.spin)
         for bucket in reversed(buckets):  # the largest first: the smaller ones fit into its memory
             lane.capture(model, bucket)
         return lane
-
-    def _scratch(self) -> Tensor:
-        """Return pinned memory whose address stands in a graph until the first launch sets another."""
-        largest = max(tensor[0].nbytes for tensor in self.example)
-        return torch.empty(max(largest * self.config.buckets[-1], 1 << 20), dtype=torch.uint8, pin_memory=True)
 
 
 def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:

@@ -60,15 +60,13 @@ class CopyStream:
 
 
 class CudaLane:
-    """One stream and its slots. `scratch` is pinned, as large as the largest bucket of any tensor."""
+    """One stream and its slots, each given by its static inputs, [largest bucket, *features], on the device."""
 
-    def __init__(
-        self, slots: Sequence[Sequence[Tensor]], scratch: Tensor, copies: CopyStream | None, *, spin: bool
-    ) -> None:
+    def __init__(self, slots: Sequence[Sequence[Tensor]], copies: CopyStream | None, *, spin: bool) -> None:
         self._cuda = runtime()
         self._slots = [Slot(inputs, BlockingEvent(spin=spin), BlockingEvent(spin=spin)) for inputs in slots]
         self._free = deque(self._slots)
-        self._scratch = scratch
+        self._scratch: list[Tensor] = []  # kept: graphs hold their addresses
         self._stream = torch.cuda.Stream(slots[0][0].device)
         self._handle = self._cuda.cudaStream_t(self._stream.cuda_stream)
         self._copies = copies
@@ -136,7 +134,7 @@ class CudaLane:
                 outputs = model(*inputs)
         require_rows(outputs, len(inputs[0]))
         raw = graph.raw_cuda_graph()
-        host = self._scratch.data_ptr()
+        host = self._scratch_for([*inputs, *outputs])
         return Captured(
             graph,
             outputs,
@@ -144,6 +142,13 @@ class CudaLane:
             tail=SlotGraph(raw, (), outputs, host),
             model=check(self._cuda.cudaGraphInstantiate(self._cuda.cudaGraph_t(raw), 0)),
         )
+
+    def _scratch_for(self, tensors: Sequence[Tensor]) -> int:
+        """Return the address of pinned memory that holds any of these: it stands in a graph until its first launch."""
+        size = max(tensor.nbytes for tensor in tensors)
+        if not self._scratch or self._scratch[-1].nbytes < size:
+            self._scratch.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        return self._scratch[-1].data_ptr()
 
     def _copy_in(self, batch: Batch, slot: Slot) -> None:
         stream = self._copies.handle if self._copies else self._handle
