@@ -51,11 +51,11 @@ class EchoSender:
 
     def received(self, indexes):
         descriptors = np.zeros(len(indexes), DESCRIPTOR_DTYPE)
-        descriptors["index"] = indexes
-        descriptors["lane"] = descriptors["index"] % 2
-        descriptors["batch_rows"] = ROWS + descriptors["index"]
+        descriptors["request"] = indexes
+        descriptors["lane"] = descriptors["request"] % 2
+        descriptors["batch_rows"] = ROWS + descriptors["request"]
         for number, name in enumerate(("received_ns", "started_ns", "computed_ns", "responded_ns")):
-            descriptors[name] = descriptors["index"] * 10 + number
+            descriptors[name] = descriptors["request"] * 10 + number
         failed = [index in self.errors for index in indexes]
         descriptors["kind"] = np.where(failed, ERROR, ANSWER)
         good = [np.full((ROWS, 3), 2.0 * (index % BATCHES)) for index in indexes if index not in self.errors]

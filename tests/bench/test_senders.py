@@ -112,7 +112,7 @@ def test_rows_are_never_in_flight_twice_and_hold_the_batch_that_was_named(kind, 
                 chosen = list(dict.fromkeys(waiting[number % len(waiting)] for number in step))
                 ring.backend.answer(*chosen)
                 received = ring.sender.receive(0)
-                assert received.descriptors["index"].tolist() == chosen
+                assert received.descriptors["request"].tolist() == chosen
                 expected = [2 * ring.batches[named.pop(index)][:, :1].numpy() for index in chosen]
                 np.testing.assert_array_equal(received.outputs, expected)
             rows = ring.backend.rows_in_flight()
@@ -175,7 +175,7 @@ def test_outputs_are_those_of_the_answers_that_are_no_errors_in_order(kind):
         ring.send(range(3))
         ring.backend.answer(2, 1, 0, failed=(1,))
         received = ring.sender.receive(0)
-        assert received.descriptors["index"].tolist() == [2, 1, 0]
+        assert received.descriptors["request"].tolist() == [2, 1, 0]
         assert received.failed.tolist() == [False, True, False]
         assert received.outputs[:, :, 0].tolist() == [[40, 42], [0, 2]]
         assert received.first_error == "ValueError: request 1 is bad"
@@ -262,7 +262,7 @@ def test_an_answer_of_a_queue_reads_like_one_of_a_ring():
     ]
     answer, error = sender.receive(0), sender.receive(0)
     told = answer.descriptors[0]
-    assert (told["index"], told["lane"], told["batch_rows"]) == (7, 2, 2)
+    assert (told["request"], told["lane"], told["batch_rows"]) == (7, 2, 2)
     assert [told[f"{stage}_ns"] for stage in ("received", "started", "computed", "responded")] == [1, 2, 3, 4]
     assert (answer.outputs.shape, answer.failed.tolist(), answer.first_error) == ((1, 2, 5), [False], None)
     assert (error.outputs, error.failed.tolist(), error.first_error) == (None, [True], "ValueError: bad")

@@ -55,7 +55,7 @@ def test_answers_over_registered_memory_are_the_eager_models(config):
 def _check_some(sender, model, batches):
     received = sender.receive(WAIT_S)
     assert received.first_error is None
-    for index, output in zip(received.descriptors["index"], received.outputs, strict=True):
+    for index, output in zip(received.descriptors["request"], received.outputs, strict=True):
         with torch.no_grad():
             expected = model(batches[index].cuda()).cpu()
         torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-3, atol=1e-3)

@@ -241,7 +241,7 @@ class Generator:
 
     def _store(self, received: Received, at_ns: int) -> None:
         descriptors = received.descriptors
-        indexes = descriptors["index"]
+        indexes = descriptors["request"]
         distinct, times = np.unique(indexes, return_counts=True)
         again = distinct[(times > 1) | (self.records["completed_ns"][distinct] > 0)]
         if len(again):

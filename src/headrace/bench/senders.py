@@ -134,7 +134,7 @@ class InPlaceSender:
 
 def _requests(indexes: Sequence[int], first_rows: npt.NDArray[np.int32] | int, rows: int) -> bytes:
     requests = np.zeros(len(indexes), DESCRIPTOR_DTYPE)
-    requests["index"] = indexes
+    requests["request"] = indexes
     requests["kind"] = REQUEST
     requests["first_row"] = first_rows
     requests["rows"] = rows
@@ -156,7 +156,7 @@ def _take(client: RingClient, rows: int, timeout_s: float) -> Received | None:
 def _received(response: Response) -> Received:
     descriptors = np.zeros(1, DESCRIPTOR_DTYPE)
     line = response.timeline
-    descriptors["index"], descriptors["lane"] = response.index, line.worker
+    descriptors["request"], descriptors["lane"] = response.index, line.worker
     for name in ("received_ns", "started_ns", "computed_ns", "responded_ns"):
         descriptors[name] = getattr(line, name)
     if response.output is None:

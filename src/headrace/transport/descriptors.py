@@ -32,7 +32,7 @@ ORDERED_MACHINES = ("x86_64", "AMD64")
 _BODY = struct.Struct("<q6i4q")
 DESCRIPTOR_DTYPE = np.dtype(
     [
-        ("index", np.int64),
+        ("request", np.int64),
         ("kind", np.int32),
         ("first_row", np.int32),
         ("rows", np.int32),
