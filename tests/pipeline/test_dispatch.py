@@ -347,3 +347,11 @@ def test_requests_of_several_sources_run_together_and_go_back_each_to_its_own(wa
     assert indexes_of(lane.launched) == [[0], [1, 2, 3]]
     assert [ticket.index for ticket in first.told] == [0, 2]
     assert [ticket.index for ticket in second.told] == [1, 3]
+
+
+def test_stopping_does_not_wait_for_a_delay():
+    source = FakeSource()
+    running = OnThreads([FakeLane(free=True)], BatchingConfig(buckets=(1, 2, 4), max_queue_delay_us=3_600_000_000), 2)
+    running.submit([source.ticket(0)])
+    running.stop()
+    assert [ticket.index for ticket in source.told] == [0]

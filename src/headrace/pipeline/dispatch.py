@@ -9,6 +9,7 @@ batch, answers it, and launches what has waited for the room. A launch only hand
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -149,7 +150,7 @@ class Dispatcher:
         while self._waiting_rows and (level := self._freest()) is not None:
             if not may_start(self._waiting_rows, self._batching, lane_idle=level == 0):
                 return
-            waited_us = (self._clock() - self._waiting[0].received_ns) / 1000
+            waited_us = math.inf if self._stopping else (self._clock() - self._waiting[0].received_ns) / 1000
             rows = (ticket.rows for ticket in self._waiting)
             count = take(rows, waited_us, self._batching, lane_idle=level == 0)
             if not count:
