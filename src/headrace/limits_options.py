@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace.bench.limits_report import LimitsConfig
-from headrace.config import LanesConfig, ModelConfig
+from headrace.config import LanesConfig
 from headrace.lanes_options import add_shape_options, shaped
-from headrace.options import add_model_options, resolve_device
+from headrace.options import add_model_options, model_config, resolve_device
 
 BATCH_SIZES = (1, 32, 256)
 BATCH_SIZES_CPU = (1, 8)
@@ -48,13 +48,7 @@ def limits_config(args: argparse.Namespace) -> LimitsConfig:
     sizes = args.batch_sizes or (BATCH_SIZES_CPU if device == "cpu" else BATCH_SIZES)
     config = LimitsConfig(
         device=device,
-        model=ModelConfig(
-            name=args.model,
-            model_dir=args.model_dir,
-            download=args.download,
-            compile=args.compile,
-            precision=args.precision,
-        ),
+        model=model_config(args, args.model),
         # A lane is measured with one batch at a time, so it needs room for no second one.
         lanes=replace(shaped(LanesConfig(depth=1), args), buckets=tuple(sorted(set(sizes)))),
         wire=args.wire,

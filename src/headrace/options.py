@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         " in 16 bits, with --design lanes (default: tf32)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def model_config(args: argparse.Namespace, name: str) -> ModelConfig:
+    """Return what `add_model_options` and --compile have read of the model called `name`."""
+    return ModelConfig(
+        name=name,
+        model_dir=args.model_dir,
+        download=args.download,
+        compile=args.compile,
+        precision=args.precision,
+    )
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -258,15 +270,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     workers = _default_workers(args.design, device, lanes) if args.num_workers is None else args.num_workers
     config = RunConfig(
         device=device,
-        model=ModelConfig(
-            name=args.model,
-            model_dir=args.model_dir,
-            download=args.download,
-            seed=args.seed,
-            compile=args.compile,
-            compile_cache=args.compile_cache,
-            precision=args.precision,
-        ),
+        model=replace(model_config(args, args.model), seed=args.seed, compile_cache=args.compile_cache),
         design=DesignConfig(name=args.design, num_workers=workers),
         inputs=InputConfig(
             kind=args.input,

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, RunFailed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -62,6 +63,17 @@ def describe(error: BaseException) -> str:
     """Return an error's type and first line, for a message to a user who has no traceback."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def failures_reported(report: Connection, what: str) -> Iterator[None]:
+    """Tell the supervisor of whatever ends the block; of what is not the user's to read, that `what`, and why."""
+    try:
+        yield
+    except HeadraceError as error:
+        report.send(ChildFailed(error))
+    except Exception as error:  # noqa: BLE001  the supervisor ends with it, or tells it
+        report.send(ChildFailed(RunFailed(f"{what}: {describe(error)}")))
 
 
 def enter(target: str, job: object) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from headrace import lanes_options, options
-from headrace.config import ModelConfig, ServeConfig
+from headrace.config import ServeConfig
 
 MAX_BATCH_SIZE = 32
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
@@ -49,15 +50,7 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
     lanes = lanes_options.lanes_config(args)
     config = ServeConfig(
         name=args.name or args.served.rpartition(":")[2],
-        model=ModelConfig(
-            name=args.served,
-            model_dir=args.model_dir,
-            download=args.download,
-            seed=args.seed,
-            compile=args.compile,
-            compile_cache=args.compile_cache,
-            precision=args.precision,
-        ),
+        model=replace(options.model_config(args, args.served), seed=args.seed, compile_cache=args.compile_cache),
         device=device,
         num_lanes=(1 if device == "cpu" else 4) if args.num_workers is None else args.num_workers,
         lanes=lanes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,30 +12,23 @@ from torch import Tensor
 from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
 from headrace.control import BackendReady, ServedModel
-from headrace.errors import HeadraceError, ModelError
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_model
 from headrace.model.optimise import measure_error, optimise, require_accuracy
 from headrace.model.signature import FlatModel, signature_of
 from headrace.model.source import example_inputs
-from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, keep_compiled_code, optimise_config
-from headrace.processes import ChildFailed, become_child, describe
-from headrace.runtime.device import open_device
+from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
+from headrace.processes import become_child, failures_reported
+from headrace.runtime.device import divide_cpus, open_device
 
 
 def run_backend(job: BackendJob) -> None:
     """Serve. The target of the process."""
     become_child()
-    try:
-        with ExitStack() as stack:
-            _serve(job, stack)
-    except HeadraceError as error:
-        job.control.send(ChildFailed(error))
-    except Exception as error:  # noqa: BLE001  the supervisor tells it
-        job.control.send(ChildFailed(ModelError(f"the backend stopped: {describe(error)}")))
+    with failures_reported(job.control, "the backend stopped"), ExitStack() as stack:
+        _serve(job, stack)
 
 
 def _serve(job: BackendJob, stack: ExitStack) -> None:
@@ -45,8 +37,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     keep_compiled_code(job.model.compile_cache)
     device = open_device(job.device)
     device.start()
-    if device.torch_device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.num_lanes))
+    divide_cpus(device, job.num_lanes)
     checkpoint = ensure_checkpoint(job.model, notes.append)
     path = Path(checkpoint.path) if checkpoint else None
     model = load_model(replace(job.model, compile=False), path, device.torch_device, lambda _: None)
@@ -75,8 +66,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     )
     arrivals = RingsArrivals(job.control, job.wake.fd, served.max_batch_size, device.register)
     stack.callback(arrivals.close)
-    batching = BatchingConfig(buckets=job.lanes.buckets, max_queue_delay_us=job.lanes.max_queue_delay_us)
-    dispatcher = Dispatcher(lanes.lanes, batching, job.lanes.depth)
+    dispatcher = Dispatcher(lanes.lanes, batching_config(job.lanes), job.lanes.depth)
     notes += [
         f"lanes: {job.num_lanes}, {lanes.form}",
         f"largest error against {report.reference}: {report.max_relative_error:.1e}",
@@ -84,17 +74,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
         *optimised.skipped,
     ]
     job.control.send(BackendReady(served, tuple(notes)))
-    _dispatch(dispatcher, arrivals, spin=job.lanes.spin and device.torch_device.type == "cuda")
-
-
-def _dispatch(dispatcher: Dispatcher, arrivals: RingsArrivals, *, spin: bool) -> None:
-    if spin:
-        dispatcher.serve(arrivals)
-        return
-    dispatcher.start()
-    while (tickets := arrivals.take(1.0)) is not None:
-        dispatcher.submit_or_tell(tickets)
-    dispatcher.stop()
+    dispatcher.answer(arrivals, spin=job.lanes.spin and device.torch_device.type == "cuda")
 
 
 def _on(

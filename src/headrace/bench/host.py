@@ -34,7 +34,7 @@ from headrace.model.load import load_model
 from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from headrace.pipeline.wiring import LaneSet, keep_compiled_code
 from headrace.processes import ChildFailed, Ready, become_child, describe
-from headrace.runtime.device import Device, open_device
+from headrace.runtime.device import Device, divide_cpus, open_device
 from headrace.transport.queue import QueueEndpoint
 from headrace.transport.ring import RingEndpoint
 
@@ -98,8 +98,7 @@ def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None], to
     """Serve until the client closes."""
     precision.apply(job.model.precision)
     keep_compiled_code(job.model.compile_cache)
-    if device.torch_device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.design.num_workers))
+    divide_cpus(device, job.design.num_workers)
     device.start()
     mark("device context")
 

@@ -16,14 +16,14 @@ from headrace.bench.limits_jobs import LimitsDone, LimitsJob, Step
 from headrace.bench.limits_report import LimitsConfig
 from headrace.bench.summary import Limits
 from headrace.config import InputConfig
-from headrace.errors import HeadraceError, InputError, RunFailed
+from headrace.errors import InputError
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_model
 from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise, optimise
 from headrace.model.signature import FlatModel, signature_of
 from headrace.pipeline.wiring import LaneBuilder, LaneSet, optimise_config
-from headrace.processes import ChildFailed, become_child, describe
+from headrace.processes import become_child, failures_reported
 from headrace.runtime.device import Device, open_device
 
 EXAMPLE_ROWS = 16  # different images that the lanes' buffers are filled with
@@ -32,12 +32,8 @@ EXAMPLE_ROWS = 16  # different images that the lanes' buffers are filled with
 def run_limits_host(job: LimitsJob) -> None:
     """Measure, and report; or report why not. The target of the process."""
     become_child()
-    try:
+    with failures_reported(job.report, "measuring the limits failed"):
         job.report.send(_measure(job))
-    except HeadraceError as error:
-        job.report.send(ChildFailed(error))
-    except Exception as error:  # noqa: BLE001  the command ends with it
-        job.report.send(ChildFailed(RunFailed(f"measuring the limits failed: {describe(error)}")))
 
 
 def _measure(job: LimitsJob) -> LimitsDone:

@@ -16,22 +16,18 @@ from headrace.bench.inputs import make_rows
 from headrace.bench.jobs import PrepareJob
 from headrace.bench.prepared import Prepared
 from headrace.bench.reference import compute_reference
-from headrace.errors import HeadraceError, OutputError, RunFailed
+from headrace.errors import OutputError
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
-from headrace.processes import ChildFailed, become_child, describe
+from headrace.processes import become_child, failures_reported
 from headrace.runtime.device import open_device
 
 
 def run_prepare(job: PrepareJob) -> None:
     """Prepare, keep and report. The target of the process."""
     become_child()
-    try:
+    with failures_reported(job.report, "preparing the run failed"):
         job.report.send(_prepare(job))
-    except HeadraceError as error:
-        job.report.send(ChildFailed(error))
-    except Exception as error:  # noqa: BLE001  the run ends with it
-        job.report.send(ChildFailed(RunFailed(f"preparing the run failed: {describe(error)}")))
 
 
 def _prepare(job: PrepareJob) -> Prepared:

@@ -22,9 +22,8 @@ from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
 from headrace.model.optimise import Normalise, optimise
 from headrace.model.signature import FlatModel
-from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, LaneSet, optimise_config, stand_in
+from headrace.pipeline.wiring import LaneBuilder, LaneSet, batching_config, optimise_config, stand_in
 from headrace.request import Request, Ticket
 from headrace.tensors import TensorSpec
 from headrace.transport.inprocess import LocalSource
@@ -75,13 +74,7 @@ class LanesDesign:
         with ExitStack() as stack:
             dispatcher = self._build(stack, load_model(), example, endpoint.table.layout, device)
             arrivals.put_back(first)
-            if self.config.spin and device.torch_device.type == "cuda":
-                dispatcher.serve(arrivals)
-                return
-            dispatcher.start()
-            stack.callback(dispatcher.stop)
-            while (tickets := arrivals.take(POLL_S)) is not None:
-                dispatcher.submit_or_tell(tickets)
+            dispatcher.answer(arrivals, spin=self.config.spin and device.torch_device.type == "cuda")
 
     def _serve_queue(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         with ExitStack() as stack:
@@ -139,7 +132,7 @@ class LanesDesign:
         stack.callback(self._finish, lanes, optimised.skipped, layout)
         gc.collect()
         gc.freeze()  # what was made up to here is never looked at again: a full collection would stop the loop
-        return Dispatcher(lanes.lanes, _batching(self.config), self.config.depth)
+        return Dispatcher(lanes.lanes, batching_config(self.config), self.config.depth)
 
     def _finish(self, lanes: LaneSet, skipped: Sequence[str], layout: Layout) -> None:
         self.report.extend((f"lanes: {lanes.form}", *lanes.notes, *skipped))
@@ -202,7 +195,3 @@ class RingArrivals:
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Have these taken once more, first."""
         self._put_back = tickets
-
-
-def _batching(config: LanesConfig) -> BatchingConfig:
-    return BatchingConfig(buckets=config.buckets, max_queue_delay_us=config.max_queue_delay_us)

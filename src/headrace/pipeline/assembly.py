@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -29,10 +28,10 @@ from headrace.model.optimise import (
 )
 from headrace.model.shapes import DynamicDim, cut, dynamic_outputs, require_padding_is_ignored
 from headrace.model.signature import FlatModel, Signature, signature_of
-from headrace.pipeline.batch import BatchingConfig, powers_of_two
+from headrace.pipeline.batch import powers_of_two
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.pipeline.wiring import LaneBuilder, LaneSet, keep_compiled_code, optimise_config
-from headrace.runtime.device import open_device
+from headrace.pipeline.wiring import LaneBuilder, LaneSet, batching_config, keep_compiled_code, optimise_config
+from headrace.runtime.device import divide_cpus, open_device
 from headrace.transport.inprocess import LocalSource
 from headrace.transport.layout import Layout
 
@@ -254,8 +253,7 @@ class _Starter:
         """Return running lanes for one shape, which the stack ends."""
         device, largest = self.device.torch_device, self.lanes_config.buckets[-1]
         num_lanes = self.config.num_lanes or (LANES if device.type == "cuda" else 1)
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_lanes))
+        divide_cpus(self.device, num_lanes)
         lanes = LaneBuilder(
             model=FlatModel(self.module, signature.names),
             example=example,
@@ -271,8 +269,7 @@ class _Starter:
             Layout(rows=rows, inputs=signature.inputs, outputs=signature.outputs), self.device.register
         )
         self.stack.callback(source.close)
-        batching = BatchingConfig(buckets=self.lanes_config.buckets, max_queue_delay_us=self.config.max_queue_delay_us)
-        dispatcher = Dispatcher(lanes.lanes, batching, self.lanes_config.depth)
+        dispatcher = Dispatcher(lanes.lanes, batching_config(self.lanes_config), self.lanes_config.depth)
         dispatcher.start()
         self.stack.callback(dispatcher.stop)
         return _Lanes(signature, source, dispatcher, lanes)

@@ -99,6 +99,18 @@ class Dispatcher:
             if self._dropped:
                 self._tell_dropped()
 
+    def answer(self, arrivals: Arrivals, *, spin: bool) -> None:
+        """Do what `serve` does, or without spinning the same with threads that sleep."""
+        if spin:
+            self.serve(arrivals)
+            return
+        self.start()
+        try:
+            while (tickets := arrivals.take(IDLE_POLL_S)) is not None:
+                self.submit_or_tell(tickets)
+        finally:
+            self.stop()
+
     def start(self) -> None:
         """Begin answering what is submitted, on threads of its own."""
         targets = [self._finish_in_order] + [self._watch_delays] * (self._batching.max_queue_delay_us > 0)

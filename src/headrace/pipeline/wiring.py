@@ -21,6 +21,7 @@ from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
 from headrace.model.optimise import Normalise, OptimiseConfig
 from headrace.pipeline import dispatch
+from headrace.pipeline.batch import BatchingConfig
 from headrace.processes import describe
 from headrace.runtime.cuda_lane import CopyStream, CudaLane, EagerCudaLane
 from headrace.runtime.host_lane import FlatModel, HostLane
@@ -162,6 +163,11 @@ def optimise_config(config: LanesConfig, precision: Precision, normalise: Normal
         space_to_depth=config.space_to_depth,
         normalise=normalise,
     )
+
+
+def batching_config(config: LanesConfig) -> BatchingConfig:
+    """Return when the lanes' batches close."""
+    return BatchingConfig(buckets=config.buckets, max_queue_delay_us=config.max_queue_delay_us)
 
 
 def stand_in(tensor: Tensor) -> Tensor:

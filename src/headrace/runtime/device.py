@@ -6,6 +6,7 @@ both, and its logic (who hands what to whom, after which event) is tested where 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
@@ -170,6 +171,12 @@ class HostDevice:
 
     def name(self) -> str:
         return "cpu"
+
+
+def divide_cpus(device: Device, workers: int) -> None:
+    """Give each of `workers` threads that compute on the host its share of the CPUs; elsewhere change nothing."""
+    if device.torch_device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
 
 
 def open_device(name: str) -> Device:
