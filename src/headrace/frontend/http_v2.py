@@ -90,14 +90,12 @@ class _Routes:
         return _json(meaning.model_config(self._model(request)))
 
     async def model_stats(self, request: web.Request) -> web.Response:
-        model = self._model(request) if "name" in request.match_info else self._service.model(self._service.name, None)
+        name = request.match_info.get("name", self._service.names[0])
+        model = self._service.model(name, request.match_info.get("version"))
         return _json(meaning.model_statistics(model, self._service.totals))
 
     async def repository_index(self, _: web.Request) -> web.Response:
-        service = self._service
-        version = service.link.model.version if service.link else ""
-        state = "READY" if service.is_ready() else "UNAVAILABLE"
-        return _json([{"name": service.name, "version": version, "state": state, "reason": ""}])
+        return _json(meaning.repository_index(self._service))
 
     async def nothing(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -117,9 +115,12 @@ class _Routes:
         except TimeoutError:
             return _error(408, f"the body did not come within {self._body_timeout_s:g} s", {"Connection": "close"})
         decoded = v2.decode(body, _header_bytes(request), model.inputs, model.outputs)
-        outputs = await self._service.infer(decoded.inputs, decoded.rows)
-        named = {spec.name: memoryview(data) for spec, data in zip(model.outputs, outputs, strict=True)}
-        encoded = v2.encode(decoded, model.name, model.version, named, model.outputs)
+        with self._service.call(model.name, model.version, decoded.rows) as call:
+            for number, data in enumerate(decoded.inputs):
+                call.input(number)[:] = data
+            await call.answer()
+            named = {spec.name: call.output(number) for number, spec in enumerate(model.outputs)}
+            encoded = v2.encode(decoded, model.name, model.version, named, model.outputs)
         if encoded.header_bytes is None:
             return web.Response(body=encoded.body, content_type=JSON)
         headers = {v2.HEADER_LENGTH: str(encoded.header_bytes)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.errors import EngineStopped, InvalidRequest, QueueFull, RunFailed
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from headrace.control import ServedModel
     from headrace.transport.pair import RingPair
 
+LOST = "the backend ended while it held this request; send it again"
 
 _PATH = re.compile(r"(?<![\w.:/])/[^\s'\":,()]+")  # what a message says of our file system is not for clients
 
@@ -26,114 +28,172 @@ class ModelFailed(RunFailed):
         super().__init__(_PATH.sub("(path)", text))
 
 
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request's rows of the ring: write the inputs, await `answer`, read the outputs, `close` in any case.
+
+    A caller that goes away while it waits loses nothing: the rows come back when the backend has answered.
+    """
+
+    rows: int
+    deadline_ns: int
+    priority: int
+    _link: BackendLink
+    _first_row: int
+    told: Descriptor | None = None  # what `answer` returned
+    _is_backends: bool = False  # the backend has the rows, and gives them back
+
+    def input(self, number: int) -> memoryview:
+        """Return an input's rows as writable bytes; inputs are numbered in the model's order."""
+        return self._link.ring.input_bytes(number, self._first_row, self.rows)
+
+    def output(self, number: int) -> memoryview:
+        """Return an output's rows as bytes: once `answer` has returned, and until `close`."""
+        return self._link.ring.output_bytes(number, self._first_row, self.rows)
+
+    async def answer(self) -> Descriptor:
+        """Hand over the inputs and wait; return what the backend says of the request: its times and its batch.
+
+        Raises EngineStopped, or ModelFailed.
+        """
+        future = self._link.send(self._first_row, self)
+        self._is_backends = True
+        try:
+            self.told = await future
+        finally:
+            self._is_backends = future.cancelled()
+        return self.told
+
+    def close(self) -> None:
+        """Give the rows back. Safe to call again."""
+        if not self._is_backends:
+            self._is_backends = True
+            self._link.release(self._first_row, self.rows)
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A request that the backend has."""
+
+    number: int
+    rows: int
+    answered: asyncio.Future[Descriptor]
+
+
 class BackendLink:
     """Requests to one backend. Made, used and closed on one event loop.
 
     `on_lost` is called once when the backend's process has ended; all requests that it held have failed by then.
     """
 
-    def __init__(self, ring: RingPair, model: ServedModel, on_lost: Callable[[], None]) -> None:
+    def __init__(self, pair: RingPair, model: ServedModel, on_lost: Callable[[BackendLink], None]) -> None:
         self.model = model
-        self._pair = ring
-        self._ring = RingClient(ring)
+        self.ring = RingClient(pair)
+        self._pair = pair
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[None]] = {}  # by first row, which is a request's own while it lasts
-        self._rows: dict[int, int] = {}
+        self._held: dict[int, _Held] = {}  # by first row, which is a request's own while it lasts
+        self._in_flight = 0
         self._numbers = 0
+        self._closed = False
         self._lost = False
         self._peer: int | None = None
 
     def start(self) -> None:
-        self._loop.add_reader(self._ring.answers_fd, self._woken)
+        self._loop.add_reader(self.ring.answers_fd, self._woken)
         self._rearm()
 
-    async def infer(self, inputs: Sequence[memoryview], rows: int) -> list[bytes]:
-        """Return the outputs' raw bytes for `rows` rows, of which `inputs` are the raw bytes, one for each input.
-
-        Raises InvalidRequest, QueueFull at once where there is no room, EngineStopped, or ModelFailed.
-        """
-        first = self._admit(rows)
-        for number, data in enumerate(inputs):
-            self._ring.input_bytes(number, first, rows)[:] = data
-        answered = self._loop.create_future()
-        self._waiting[first], self._rows[first] = answered, rows
-        self._numbers += 1
-        self._ring.send(pack(Descriptor(self._numbers, REQUEST, first, rows)))
-        if self._peer is None:
-            self._watch_peer()
-        await answered  # if the caller goes away, the rows come back with the answer all the same
-        outputs = [bytes(self._ring.output_bytes(n, first, rows)) for n in range(len(self.model.outputs))]
-        self._release(first)
-        return outputs
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._rows)
-
-    def close(self) -> None:
-        """Tell the backend that nothing will follow. Requests under way must have ended."""
-        if self._lost:
-            return
-        self._loop.remove_reader(self._ring.answers_fd)
-        if self._peer is not None:
-            self._loop.remove_reader(self._peer)
-        self._ring.close()
-        self._pair.close()
-
-    def _admit(self, rows: int) -> int:
-        if self._lost:
+    def admit(self, rows: int, deadline_ns: int = 0, priority: int = 0) -> Call:
+        """Lease rows for a request. Raises InvalidRequest, QueueFull at once where there is no room, EngineStopped."""
+        if self._closed:
             raise EngineStopped("the backend has ended; the server starts a new one: try again in a while")
-        if rows > self.model.max_batch_size:
+        if not 1 <= rows <= self.model.max_batch_size:
             raise InvalidRequest(
                 f"the request has {rows} rows, and the model takes at most {self.model.max_batch_size}; split it"
             )
-        first = self._ring.lease(rows)
+        first = self.ring.lease(rows)
         if first is None:
             raise QueueFull(f"the server holds as many requests as it has room for; no {rows} rows are free: try again")
-        return first
+        self._in_flight += 1
+        return Call(rows, deadline_ns, priority, self, first)
 
-    def _release(self, first: int) -> None:
-        self._ring.release(first, self._rows.pop(first))
+    @property
+    def in_flight(self) -> int:
+        """How many requests have rows."""
+        return self._in_flight
+
+    @property
+    def free_share(self) -> float:
+        """Which share of the ring's rows is free."""
+        return self.ring.free_rows / self.ring.layout.rows
+
+    def send(self, first: int, call: Call) -> asyncio.Future[Descriptor]:
+        """Hand a call's rows over; the future is the answer. Raises EngineStopped."""
+        if self._lost:
+            raise EngineStopped(LOST)
+        self._numbers += 1
+        held = _Held(self._numbers, call.rows, self._loop.create_future())
+        self._held[first] = held
+        self.ring.send(pack(Descriptor(self._numbers, REQUEST, first, call.rows)))
+        if self._peer is None:
+            self._watch_peer()
+        return held.answered
+
+    def release(self, first: int, rows: int) -> None:
+        self._in_flight -= 1
+        self.ring.release(first, rows)
+
+    def close(self) -> None:
+        """Tell the backend that nothing will follow. Requests under way must have ended."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self.ring.answers_fd)
+        if self._peer is not None:
+            self._loop.remove_reader(self._peer)
+        self.ring.close()
+        self._pair.close()
 
     def _woken(self) -> None:
-        self._ring.disarm()
+        self.ring.disarm()
         self._rearm()
 
     def _rearm(self) -> None:
         """Handle all answers that are there, and ask to be woken for the next."""
         while True:
-            if self._ring.ready():
-                for answer in unpack(self._ring.take(0)):
-                    self._answered(answer)
-            if self._ring.arm():
+            self._take_answers()
+            if self.ring.arm():
                 return
-            self._ring.disarm()
+            self.ring.disarm()
+
+    def _take_answers(self) -> None:
+        if self.ring.ready():
+            for answer in unpack(self.ring.take(0)):
+                self._answered(answer)
 
     def _answered(self, answer: Descriptor) -> None:
-        future = self._waiting.pop(answer.first_row)
-        if future.cancelled():
-            self._release(answer.first_row)
+        held = self._held.pop(answer.first_row)
+        if held.answered.cancelled():  # the caller has gone away
+            self.release(answer.first_row, held.rows)
         elif answer.kind == ERROR:
-            self._release(answer.first_row)
-            future.set_exception(ModelFailed(self._ring.error_text(answer.entry)))
+            held.answered.set_exception(ModelFailed(self.ring.error_text(answer.entry)))
         else:
-            future.set_result(None)
+            held.answered.set_result(answer)
 
     def _watch_peer(self) -> None:
-        self._peer = self._ring.peer_fd()
+        self._peer = self.ring.peer_fd()
         if self._peer is not None:
             self._loop.add_reader(self._peer, self._lose)
 
     def _lose(self) -> None:
         """The backend's process has ended: take what it answered before, and fail the rest at once."""
-        if self._ring.ready():
-            for answer in unpack(self._ring.take(0)):
-                self._answered(answer)
+        self._take_answers()
         self.close()
         self._lost = True
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(EngineStopped("the backend ended while it held this request; send it again"))
-        self._waiting.clear()
-        self._on_lost()
+        for first, held in self._held.items():
+            if held.answered.cancelled():
+                self.release(first, held.rows)
+            else:
+                held.answered.set_exception(EngineStopped(LOST))
+        self._held.clear()
+        self._on_lost(self)

@@ -25,7 +25,7 @@ def run_frontend(job: FrontendJob) -> None:
 class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
-        self._service = Service(job.name)
+        self._service = Service((job.name,))
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -40,8 +40,7 @@ class _Frontend:
         await site.stop()
         await self._drain()
         await runner.cleanup()
-        if self._service.link is not None:
-            self._service.link.close()
+        self._service.close()
 
     def _app(self) -> web.Application:
         return make_app(self._service, self._job.max_body_bytes, self._job.body_timeout_s)
@@ -60,12 +59,9 @@ class _Frontend:
             self._end()
 
     def _connect(self, word: Connect) -> None:
-        link = BackendLink(word.ring, word.model, self._lost)
+        link = BackendLink(word.ring, word.model, self._service.remove)
         link.start()
-        self._service.link = link
-
-    def _lost(self) -> None:
-        self._service.link = None
+        self._service.add(link)
 
     def _end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._job.control.fileno())
@@ -75,7 +71,7 @@ class _Frontend:
     async def _drain(self) -> None:
         """Wait until what was taken has been answered, within the limit."""
         deadline = asyncio.get_running_loop().time() + self._job.drain_timeout_s
-        while (link := self._service.link) is not None and link.in_flight:
+        while self._service.in_flight:
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(0.01)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from headrace.wire.datatypes import FROM_DTYPE
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
-    from headrace.frontend.link import BackendLink
+    from headrace.frontend.link import BackendLink, Call
     from headrace.tensors import TensorSpec
 
 SERVER_NAME = "headrace"
@@ -34,33 +35,53 @@ class Totals:
     last_inference_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferOptions:
+    """What a client may say of a request, beside its tensors."""
+
+    timeout_us: int = 0  # not computed if it has not begun by then; 0: no limit
+    priority: int = 0  # 1 comes first, larger numbers later; 0: the middle
+
+
 @dataclass(slots=True)
 class Service:
-    """One frontend's view of the server. `link` is None while no backend is ready."""
+    """One frontend's view of the server: the models, each version with its link to a backend."""
 
-    name: str  # of the model
-    link: BackendLink | None = None
+    names: tuple[str, ...]  # of models that the server has, ready or not
+    links: dict[str, dict[str, BackendLink]] = field(default_factory=dict)  # by name, then version
     draining: bool = False
     totals: Totals = field(default_factory=Totals)
 
     def is_ready(self) -> bool:
-        """Tell whether an infer request would be taken now."""
-        return self.link is not None and not self.draining
+        """Tell whether every model would take an infer request now."""
+        return not self.draining and all(self.links.get(name) for name in self.names)
+
+    def add(self, link: BackendLink) -> None:
+        self.links.setdefault(link.model.name, {})[link.model.version] = link
+
+    def remove(self, link: BackendLink) -> None:
+        versions = self.links.get(link.model.name, {})
+        if versions.get(link.model.version) is link:
+            del versions[link.model.version]
 
     def model(self, name: str, version: str | None) -> ServedModel:
-        """Return what is known of a model. Raises UnknownModel, or while none is ready EngineStopped's kin."""
-        if name != self.name:
-            raise UnknownModel(f"there is no model {name}; this server has {self.name}")
-        model = self._require().model
-        if version not in (None, model.version):
-            raise UnknownModel(f"model {name} has no version {version}; it has {model.version}")
-        return model
+        """Return what is known of a model. Raises UnknownModel, or NotReady while it is not."""
+        return self._link(name, version).model
 
-    async def infer(self, inputs: Sequence[memoryview], rows: int) -> list[bytes]:
-        """Return the outputs' bytes. Raises as `BackendLink.infer` does, and while not ready."""
+    @contextmanager
+    def call(self, name: str, version: str | None, rows: int, options: InferOptions = InferOptions()) -> Iterator[Call]:
+        """Give a request room: write its inputs, await its answer and read its outputs within. Infer means this.
+
+        Raises as `BackendLink.admit` and `Call.answer` do, UnknownModel, and NotReady.
+        """
         began_ns = now_ns()
+        deadline_ns = began_ns + options.timeout_us * 1000 if options.timeout_us else 0
         try:
-            outputs = await self._require().infer(inputs, rows)
+            call = self._link(name, version).admit(rows, deadline_ns, options.priority)
+            try:
+                yield call
+            finally:
+                call.close()
         except HeadraceError:
             self.totals.fail_count += 1
             self.totals.fail_ns += now_ns() - began_ns
@@ -68,14 +89,29 @@ class Service:
         self.totals.success_count += 1
         self.totals.inference_count += rows
         self.totals.success_ns += now_ns() - began_ns
-        return outputs
 
-    def _require(self) -> BackendLink:
-        if self.link is None or self.draining:
-            raise NotReady(
-                "the server is not ready: its model is being loaded, or it is stopping; try again in a while"
-            )
-        return self.link
+    @property
+    def in_flight(self) -> int:
+        """How many requests have been taken and not answered."""
+        return sum(link.in_flight for versions in self.links.values() for link in versions.values())
+
+    def close(self) -> None:
+        """Let go of all backends. No request may be under way."""
+        for versions in self.links.values():
+            for link in versions.values():
+                link.close()
+
+    def _link(self, name: str, version: str | None) -> BackendLink:
+        if name not in self.names:
+            raise UnknownModel(f"there is no model {name}; this server has {', '.join(self.names)}")
+        versions = self.links.get(name)
+        if self.draining or not versions:
+            raise NotReady(f"model {name} is not ready: it is being loaded, or the server is stopping; try again")
+        if version is None:
+            return versions[max(versions, key=int)]
+        if version not in versions:
+            raise UnknownModel(f"model {name} has no version {version}; it has {', '.join(versions)}")
+        return versions[version]
 
 
 class NotReady(HeadraceError):
@@ -87,6 +123,16 @@ class NotReady(HeadraceError):
 
 def server_metadata() -> dict[str, object]:
     return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def repository_index(service: Service) -> list[dict[str, str]]:
+    """Return every version of every model, with its state."""
+    index = []
+    for name in service.names:
+        versions = tuple(service.links.get(name, ())) or ("",)
+        state = "READY" if service.links.get(name) and not service.draining else "UNAVAILABLE"
+        index += [{"name": name, "version": version, "state": state, "reason": ""} for version in versions]
+    return index
 
 
 def model_metadata(model: ServedModel) -> dict[str, object]:

@@ -125,6 +125,14 @@ class RingClient:
     def table(self) -> RowTable:
         return self._mapped.table
 
+    @property
+    def layout(self) -> Layout:
+        return self._mapped.layout
+
+    @property
+    def free_rows(self) -> int:
+        return self._leases.free_rows
+
     def input_bytes(self, number: int, first_row: int, rows: int) -> memoryview:
         """Return rows of an input as writable bytes, without torch."""
         return self._mapped.tensor_bytes(number, first_row, rows)
