@@ -17,7 +17,7 @@ export gpus=$((gpus > 0 ? gpus : 1))
 mkdir -p "$root/runs" "$root/logs"
 
 bf16="--precision bf16 --compile"
-fp16="--precision fp16 --compile --fuse-epilogues --space-to-depth"
+fp16="--precision fp16 --compile"
 lanes="--design lanes --client zero-copy"
 cells() { # NAME OPTIONS
     cat <<CELLS
@@ -51,7 +51,7 @@ published-queue-b32.0 --design h2d_d2h_threads --batch-size 32
 published-ring-b32.0 --design h2d_d2h_threads --batch-size 32 --transport ring
 latency_bf16-b1.0 $lanes $bf16 --batch-size 1 --ring-slots 1 --num-iters 4000
 copying_bf16-b256.0 --design lanes $bf16 --batch-size 256
-fast_start_fp16-b256.0 $lanes --precision fp16 --fuse-epilogues --space-to-depth --batch-size 256 --wire uint8
+fast_start_fp16-b256.0 $lanes --precision fp16 --batch-size 256 --wire uint8
 fp16_uint8-b32.0 $lanes $fp16 --batch-size 32 --wire uint8
 bf16-b32.1 $lanes $bf16 --batch-size 32
 bf16-b1.1 $lanes $bf16 --batch-size 1

@@ -14,6 +14,7 @@ from headrace.errors import InvalidOption
 
 DesignName = Literal["original", "executor", "h2d_d2h_threads", "lanes"]
 Precision = Literal["tf32", "float32", "bf16", "fp16"]
+Stem = Literal["auto", "keep", "pad", "space-to-depth"]
 InputKind = Literal["photos", "random"]
 WireType = Literal["float32", "uint8"]
 TransportName = Literal["queue", "ring"]
@@ -95,8 +96,10 @@ class LanesConfig:
     spin: bool = True  # wait for the device with a busy core, which answers sooner than an interrupt
     channels_last: bool = True
     fold_batch_norm: bool = True
-    fuse_epilogues: bool = False  # convolution, bias, addition and ReLU in one cuDNN call
-    space_to_depth: bool = False  # rewrite a strided first convolution of few channels exactly, as a dense one of many
+    # None and "auto": where it pays, which is in 16 bit on a GPU.
+    fuse_epilogues: bool | None = None  # convolution, bias, addition and ReLU in one cuDNN call
+    stem: Stem = "auto"  # what becomes of a first convolution of few channels: see model.stem
+    pointwise_as_matmul: bool | None = None  # strided convolutions of 1x1: see model.pointwise
 
     def validate(self) -> None:
         require(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import get_args
 
-from headrace.config import LanesConfig
+from headrace.config import LanesConfig, Stem
 from headrace.pipeline.batch import powers_of_two
+
+_PAYS = " (default: where it pays, in 16 bit on a GPU)"
 
 
 def add_lanes_options(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +57,16 @@ def add_shape_options(group: argparse._ArgumentGroup) -> None:
         ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
         ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
         ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
-        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call"),
-        ("space-to-depth", defaults.space_to_depth, "rewrite a strided first convolution as a dense one (exact)"),
+        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call" + _PAYS),
+        ("pointwise-as-matmul", defaults.pointwise_as_matmul, "strided 1x1 convolutions as matrix products" + _PAYS),
     ):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+    group.add_argument(
+        "--stem",
+        choices=get_args(Stem),
+        default=defaults.stem,
+        help="a first convolution of few channels: kept, its channels padded, or space to depth" + _PAYS,
+    )
 
 
 def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:
@@ -68,7 +77,8 @@ def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:
         channels_last=args.channels_last,
         fold_batch_norm=args.fold_batch_norm,
         fuse_epilogues=args.fuse_epilogues,
-        space_to_depth=args.space_to_depth,
+        stem=args.stem,
+        pointwise_as_matmul=args.pointwise_as_matmul,
     )
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from headrace.model.fused import trace
-from headrace.model.stem import rewrite_stems
+from headrace.model.stem import pad_channels, space_to_depth
 
 
 class Calls(nn.Module):
@@ -22,9 +22,9 @@ class Calls(nn.Module):
         return [*results, self.conv.weight.sum()] if self.reads_weight else results
 
 
-def rewritten(model: nn.Module) -> tuple[nn.Module, int]:
+def rewritten(model: nn.Module, rewrite=space_to_depth) -> tuple[nn.Module, int]:
     traced = trace(model.double().eval())
-    count = rewrite_stems(traced)
+    count = rewrite(traced)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced, count
@@ -35,9 +35,9 @@ def images(conv: nn.Conv2d, height: int, width: int) -> torch.Tensor:
     return torch.randn(2, conv.in_channels, height, width, dtype=torch.float64, generator=generator)
 
 
-def assert_exact(conv: nn.Conv2d, height: int, width: int):
+def assert_exact(conv: nn.Conv2d, height: int, width: int, rewrite=space_to_depth):
     x = images(conv, height, width)
-    model, count = rewritten(nn.Sequential(conv))
+    model, count = rewritten(nn.Sequential(conv), rewrite)
     assert count == 1
     torch.testing.assert_close(model(x), conv(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), conv(x), rtol=1e-12, atol=1e-12)
@@ -99,3 +99,32 @@ def test_a_convolution_used_elsewhere_keeps_its_weight_there(times, reads_weight
     changed, count = rewritten(model)
     assert count == times
     torch.testing.assert_close(changed(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 4, 7, 2, 3),
+        nn.Conv2d(1, 4, 3, 1, bias=False),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, (5, 1), dilation=(2, 1), padding="same"),
+    ],
+    ids=["stem", "one channel", "reflect", "dilated"],
+)
+def test_padded_channels_sum_the_same_products(conv):
+    assert_exact(conv, 23, 30, pad_channels)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3), nn.Conv2d(3, 3, 3, groups=3)], ids=["4 channels", "groups"])
+def test_convolutions_that_need_no_padded_channels_stay(conv):
+    _, count = rewritten(nn.Sequential(conv), pad_channels)
+    assert count == 0
+
+
+def test_padded_channels_keep_the_layout_that_the_images_have():
+    model, _ = rewritten(nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3)), pad_channels)
+    seen = []
+    model.get_submodule("0.1").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(torch.zeros(2, 3, 20, 20, dtype=torch.float64).contiguous(memory_format=torch.channels_last))
+    assert seen[0].shape == (2, 4, 20, 20)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     path = Path(checkpoint.path) if checkpoint else None
     model = load_model(replace(job.model, compile=False), path, device.torch_device, lambda _: None)
     example = example_inputs(job.model.name, job.image_size)
-    optimised = optimise(model, optimise_config(job.lanes, job.model.precision, None))
+    optimised = optimise(model, optimise_config(job.lanes, job.model.precision, None, device.torch_device))
     there = _on(example, device.torch_device)
     report = measure_error(optimised.module, model, there)
     require_accuracy(report, job.model.precision)

@@ -120,7 +120,7 @@ def _prepare(config: LimitsConfig, device: Device, notes: list[str]) -> _Prepare
     path = checkpoint.path if checkpoint else None
     eager = load_model(replace(config.model, compile=False), path, device.torch_device, _unmarked)
     normalise = Normalise(mean=IMAGENET_MEAN, std=IMAGENET_STD) if config.wire == "uint8" else None
-    optimised = optimise(eager, optimise_config(config.lanes, config.model.precision, normalise))
+    optimised = optimise(eager, optimise_config(config.lanes, config.model.precision, normalise, device.torch_device))
     notes.extend(optimised.skipped)
     example = _example(config.inputs(), notes)
     signature = signature_of(optimised.module, example.to(device.torch_device))

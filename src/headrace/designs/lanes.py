@@ -118,7 +118,7 @@ class LanesDesign:
     ) -> Dispatcher:
         """Return a dispatcher of lanes that are ready, and that `stack` will close when it has been stopped."""
         assert isinstance(model, nn.Module)
-        optimised = optimise(model, optimise_config(self.config, self.precision, self.normalise))
+        optimised = optimise(model, optimise_config(self.config, self.precision, self.normalise, device.torch_device))
         self.mark("optimise")
         lanes = LaneBuilder(
             model=FlatModel(optimised.module, None),

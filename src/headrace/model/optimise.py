@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headrace.errors import ModelError
 from headrace.model.fused import Untraceable, fold_batch_norms, fuse_epilogues, trace
-from headrace.model.stem import rewrite_stems
+from headrace.model.pointwise import rewrite_strided_pointwise
+from headrace.model.stem import pad_channels, space_to_depth
 from headrace.processes import describe
 
 ComputePrecision = Literal["float32", "tf32", "bf16", "fp16"]
+StemForm = Literal["keep", "pad", "space-to-depth"]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
@@ -56,7 +58,8 @@ class OptimiseConfig:
     channels_last: bool = True  # if the model has a Conv2d: tensor cores read images in that order
     fold_batch_norm: bool = True  # in the model's own precision, before the cast
     fuse_epilogues: bool = False  # convolution, bias, ReLU and residual in one kernel of cuDNN
-    space_to_depth: bool = False  # a stride-2 convolution over few channels, rewritten exactly
+    stem: StemForm = "keep"  # what becomes of convolutions over few channels; exact
+    pointwise_as_matmul: bool = False  # strided convolutions of 1x1; exact
     normalise: Normalise | None = None  # then uint8 inputs [rows, height, width, 3] are normalised on the device
 
 
@@ -91,11 +94,22 @@ class _Rewrite:
 _FOLD = _Rewrite(
     "batch norm folded", "batch norm not folded", "no batch norm directly follows a convolution", fold_batch_norms
 )
-_STEM = _Rewrite(
-    "space to depth",
-    "space to depth not applied",
-    "no convolution has stride 2, at most 4 input channels and a kernel of 2 to 8",
-    rewrite_stems,
+_STEMS: Final = {
+    "space-to-depth": _Rewrite(
+        "space to depth",
+        "space to depth not applied",
+        "no convolution has stride 2, at most 4 input channels and a kernel of 2 to 8",
+        space_to_depth,
+    ),
+    "pad": _Rewrite(
+        "channels padded", "channels not padded", "no convolution has fewer than 4 input channels", pad_channels
+    ),
+}
+_POINTWISE = _Rewrite(
+    "strided 1x1 convolutions as matrix products",
+    "no strided 1x1 convolution made a matrix product",
+    "the model has none",
+    rewrite_strided_pointwise,
 )
 _EPILOGUES = _Rewrite(
     "epilogues fused", "epilogues not fused", "no ReLU directly follows a convolution or its sum", fuse_epilogues
@@ -228,14 +242,15 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _rewritten(module: nn.Module, config: OptimiseConfig, applied: list[str], skipped: list[str]) -> nn.Module:
-    asked = ((config.fold_batch_norm, _FOLD), (config.space_to_depth, _STEM), (config.fuse_epilogues, _EPILOGUES))
-    wanted = [rewrite for is_asked, rewrite in asked if is_asked]
+    wanted = [_FOLD] * config.fold_batch_norm
+    wanted += [_STEMS[config.stem]] if config.stem != "keep" else []
+    wanted += [_POINTWISE] * config.pointwise_as_matmul + [_EPILOGUES] * config.fuse_epilogues
     if not wanted:
         return module
     try:
         traced = trace(module)
     except Untraceable as reason:
-        skipped += [f"{rewrite.undone}: {reason}" for rewrite in wanted]
+        skipped += [f"{', '.join(rewrite.undone for rewrite in wanted)}: {reason}"]
         return module
     counts = [rewrite.run(traced) for rewrite in wanted]
     applied += [f"{rewrite.done} ({n})" for rewrite, n in zip(wanted, counts, strict=True) if n]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from headrace.clock import NS_PER_S, now_ns, seconds
-from headrace.config import LanesConfig, Precision
+from headrace.config import LanesConfig, Precision, Stem
 from headrace.errors import EngineStopped
 from headrace.model import precision as process_precision
 from headrace.model.optimise import (
@@ -62,8 +62,10 @@ class EngineConfig:
     graphs: bool = True
     channels_last: bool = True
     fold_batch_norm: bool = True
-    fuse_epilogues: bool = False
-    space_to_depth: bool = False
+    # None and "auto": where it pays, which is in 16 bit on a GPU.
+    fuse_epilogues: bool | None = None
+    stem: Stem = "auto"
+    pointwise_as_matmul: bool | None = None
     normalise: Normalise | None = (
         None  # uint8 images [rows, height, width, 3] come in, and are normalised on the device
     )
@@ -179,7 +181,7 @@ def start(model: nn.Module, example: Inputs, config: EngineConfig, stack: ExitSt
     if config.precision in ("float32", "tf32"):
         process_precision.apply(config.precision)
     clock.mark("device context")
-    optimised = optimise(model, optimise_config(lanes_config, config.precision, config.normalise))
+    optimised = optimise(model, optimise_config(lanes_config, config.precision, config.normalise, device.torch_device))
     module = optimised.module.to(device.torch_device)
     shapes = _shapes(module, example, config, device.torch_device)
     accuracy = _accuracy(model, module, example, config, device.torch_device)
@@ -302,7 +304,8 @@ def _lanes_config(config: EngineConfig, device: torch.device) -> LanesConfig:
         channels_last=config.channels_last,
         fold_batch_norm=config.fold_batch_norm,
         fuse_epilogues=config.fuse_epilogues,
-        space_to_depth=config.space_to_depth,
+        stem=config.stem,
+        pointwise_as_matmul=config.pointwise_as_matmul,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -19,7 +19,7 @@ from torch import nn
 
 from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
-from headrace.model.optimise import Normalise, OptimiseConfig
+from headrace.model.optimise import Normalise, OptimiseConfig, StemForm
 from headrace.pipeline import dispatch
 from headrace.pipeline.batch import BatchingConfig
 from headrace.processes import describe
@@ -29,6 +29,7 @@ from headrace.runtime.host_lane import FlatModel, HostLane
 if TYPE_CHECKING:
     from torch import Tensor
 
+BEST_STEM: Mapping[str, StemForm] = {"bf16": "space-to-depth", "fp16": "pad"}
 WARM_CALLS = 2  # the first compiles, the second is the first of its kind: cuDNN has chosen, memory is there
 
 
@@ -153,14 +154,19 @@ class LaneBuilder:
         return lane
 
 
-def optimise_config(config: LanesConfig, precision: Precision, normalise: Normalise | None) -> OptimiseConfig:
+def optimise_config(
+    config: LanesConfig, precision: Precision, normalise: Normalise | None, device: torch.device
+) -> OptimiseConfig:
     """Return what is done to the model before lanes are made of it."""
+    pays = device.type == "cuda" and precision in BEST_STEM
+    best_stem = BEST_STEM[precision] if pays else "keep"
     return OptimiseConfig(
         precision=precision,
         channels_last=config.channels_last,
         fold_batch_norm=config.fold_batch_norm,
-        fuse_epilogues=config.fuse_epilogues,
-        space_to_depth=config.space_to_depth,
+        fuse_epilogues=pays if config.fuse_epilogues is None else config.fuse_epilogues,
+        stem=best_stem if config.stem == "auto" else config.stem,
+        pointwise_as_matmul=pays if config.pointwise_as_matmul is None else config.pointwise_as_matmul,
         normalise=normalise,
     )
 
