@@ -106,10 +106,16 @@ class Option:
         """What a value must be, for people."""
         kind = self.item_kind
         words = f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else _WORDS[kind]
-        if kind in (int, float) and "limits" in self.details:
-            least, most = self.details["limits"]
-            words += f", at least {least}" if most == math.inf else f", {least} to {most}"
+        words = ", ".join(filter(None, (words, self.range_words)))
         return f"a list of one or more, each {words}" if self.is_list else words
+
+    @property
+    def range_words(self) -> str:
+        """The smallest and the largest number, for people; "" where there is no limit."""
+        if "limits" not in self.details:
+            return ""
+        least, most = self.details["limits"]
+        return f"at least {least}" if most == math.inf else f"{least} to {most}"
 
     def read(self, value: object, named: str) -> object:
         """Return what a file or a program gave, as the field's type.
@@ -137,7 +143,8 @@ class Option:
             raise InvalidOption(f"{named}: must be {self.limit_words}") from error
         items = converted if self.is_list else (converted,)
         if not items or not all(map(self._within, items)):
-            raise InvalidOption(f"{named}: must be {self.limit_words}")
+            words = self.limit_words if self.is_list else self.range_words or self.limit_words
+            raise InvalidOption(f"{named}: must be {words}")
         return converted
 
     def _within(self, value: object) -> bool:
