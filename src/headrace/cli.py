@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import signal
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, limits_options, options, serve_options
+from headrace import __version__, deployment_text, limits_options, options, serve_options
 from headrace.bench import columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
@@ -42,6 +43,10 @@ class Screen:
     def __init__(self) -> None:
         self.out = Console(soft_wrap=False)
         self.err = Console(stderr=True)
+
+    def tell(self, text: str) -> None:
+        """Print a sentence for the person who started the command, as it is."""
+        self.err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,8 +82,22 @@ def _terminate(_signal: int, _frame: object) -> None:
     sys.exit(TERMINATED)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest right option to a wrong one."""
+
+    def parse_known_args(  # type: ignore[override]  # narrower: with the one kind of namespace that we use
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        known, left = super().parse_known_args(args, namespace)
+        for word in left:
+            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+            if word.startswith("--") and near:
+                self.error(f"there is no option {word}; did you mean {near[0]}?")
+        return known, left
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headrace",
         description="Serve PyTorch models from Python, and measure it so that it can be believed.",
     )
@@ -217,10 +236,24 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace, screen: Screen) -> None:
-    def tell(text: str) -> None:
-        screen.err.print(text, highlight=False, markup=False, soft_wrap=True)
+    deployment = serve_options.deployment(args)
+    for note in deployment.notes:
+        screen.tell(note)
+    Supervisor(deployment.config(), screen.tell).run()
 
-    Supervisor(serve_options.serve_config(args), tell).run()
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    serve_options.add_serve_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with what is found out at the start filled in")
+    parser.set_defaults(command=_config)
+
+
+def _config(args: argparse.Namespace, screen: Screen) -> None:
+    deployment = serve_options.deployment(args)
+    for note in deployment.notes:
+        screen.tell(note)
+    deployment.config()  # refused here as it would be by `serve`
+    sys.stdout.write(deployment_text.as_json(deployment) if args.json else deployment_text.as_toml(deployment))
 
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
@@ -313,7 +346,11 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "serve": (_add_serve, "serve a model over HTTP, by the KServe v2 protocol"),
+    "serve": (_add_serve, "serve models over HTTP, by the KServe v2 protocol"),
+    "config": (
+        _add_config,
+        "print the server that file, environment and options describe, and where each value is from",
+    ),
     "bench": (_add_bench, "measure one design once"),
     "sweep": (
         _add_sweep,

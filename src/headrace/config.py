@@ -6,11 +6,14 @@ records, so two runs can be told apart by their options alone.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from headrace.errors import InvalidOption
+from headrace.option_fields import check_options, option
 
 DesignName = Literal["original", "executor", "h2d_d2h_threads", "lanes"]
 Precision = Literal["tf32", "float32", "bf16", "fp16"]
@@ -26,6 +29,7 @@ INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 WIRE_TYPES: tuple[WireType, ...] = get_args(WireType)
 TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
+QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
 
 
 def require(condition: bool, message: str) -> None:
@@ -241,8 +245,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """A server of one model."""
+class ServedModelConfig:
+    """One model of a server, on one device."""
 
     name: str  # by which clients ask for it
     version: str = "1"
@@ -251,24 +255,59 @@ class ServeConfig:
     num_lanes: int = 1
     lanes: LanesConfig = field(default_factory=LanesConfig)
     image_size: int = 224  # of torchvision's models
-    host: str = "127.0.0.1"
-    http_port: int = 8000  # 0: any that is free
-    frontends: int = 1  # processes that share the port
-    queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
-    max_body_bytes: int = 256 << 20
-    body_timeout_s: float = 30.0  # for a request's body to come
-    drain_timeout_s: float = 30.0  # at the end, for what was taken
+
+    @property
+    def largest_batch(self) -> int:
+        return self.lanes.buckets[-1]
 
     def validate(self) -> None:
+        require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None,
+            f"--name {self.name}: must be letters, digits, '.', '_' and '-', since it is part of an address",
+        )
+        require(
+            self.version.isascii() and self.version.isdecimal(),
+            f"--model-version {self.version}: must be a whole number",
+        )
         self.lanes.validate()
         require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
-        require(0 <= self.http_port <= 65535, f"--http-port {self.http_port}: must be 0 to 65535")
-        require(1 <= self.frontends <= 64, f"--frontends {self.frontends}: must be 1 to 64")
-        largest = self.lanes.buckets[-1]
-        require(
-            self.queue_rows >= largest,
-            f"--queue-rows {self.queue_rows}: must hold a largest batch, {largest} rows",
-        )
-        require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
-        require(self.body_timeout_s > 0, f"--body-timeout {self.body_timeout_s}: must be above 0 s")
-        require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """A server of one or more models. Each field with `option` is a flag, a variable and a key of `[server]`."""
+
+    models: tuple[ServedModelConfig, ...]
+    host: str = option("127.0.0.1", "address to listen on; 127.0.0.1 is this machine only", metavar="ADDRESS")
+    http_port: int = option(8000, "0 takes any that is free", metavar="PORT", limits=(0, 65535))
+    frontends: int = option(1, "processes that share the port", limits=(1, 64))
+    queue_rows: int | None = option(
+        None,
+        "rows of a model that a frontend holds at once; beyond it requests are refused",
+        limits=(1, math.inf),
+        computed="8 largest batches of the model",
+    )
+    max_body_bytes: int = option(256 << 20, "largest body of a request", limits=(1024, math.inf))
+    body_timeout_s: float = option(30.0, "for a request's body to come", key="body_timeout", limits=(0.001, math.inf))
+    drain_timeout_s: float = option(30.0, "for what was taken, at the end", key="drain_timeout", limits=(0, math.inf))
+
+    def queue_rows_of(self, model: ServedModelConfig) -> int:
+        """Return how many rows of the model a frontend holds at once."""
+        return QUEUE_BATCHES * model.largest_batch if self.queue_rows is None else self.queue_rows
+
+    def validate(self) -> None:
+        """Refuse what cannot be served. Raises InvalidOption."""
+        check_options(self)
+        require(bool(self.models), "there is no model to serve; name at least one")
+        named: set[tuple[str, str]] = set()
+        for each in self.models:
+            each.validate()
+            require(
+                (each.name, each.version) not in named,
+                f"two models are called {each.name}, version {each.version}; give each a name or a version of its own",
+            )
+            named.add((each.name, each.version))
+            require(
+                self.queue_rows_of(each) >= each.largest_batch,
+                f"--queue-rows {self.queue_rows}: must hold a largest batch of {each.name}, {each.largest_batch} rows",
+            )

@@ -9,7 +9,23 @@ from typing import get_args
 from headrace.config import LanesConfig, Stem
 from headrace.pipeline.batch import powers_of_two
 
-_PAYS = " (default: where it pays, in 16 bit on a GPU)"
+PAYS = "where it pays, in 16 bit on a GPU"
+DEPTH_HELP = "batches that a lane has at once, running and queued behind"
+LAUNCH_SWITCHES = {
+    "prefetch": "copy large batches in on a stream of their own, ahead of the lanes",
+    "spin": "wait for the GPU with a busy core, which answers sooner",
+}
+SHAPE_SWITCHES = {
+    "graphs": "CUDA graphs, where the model can be captured",
+    "channels_last": "compute convolutions in channels_last layout",
+    "fold_batch_norm": "fold batch norms into convolutions",
+}
+REWRITES = {  # fields of LanesConfig that are on, off, or left to what pays
+    "fuse_epilogues": "convolution, bias, addition and ReLU in one cuDNN call",
+    "pointwise_as_matmul": "strided 1x1 convolutions as matrix products",
+}
+STEM_HELP = "a first convolution of few channels: kept, its channels padded, or space to depth; auto: what pays"
+SWITCHES = LAUNCH_SWITCHES | SHAPE_SWITCHES  # fields of LanesConfig that are on or off
 
 
 def add_lanes_options(parser: argparse.ArgumentParser) -> None:
@@ -40,33 +56,27 @@ def add_lanes_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.depth,
         metavar="N",
-        help=f"batches that a lane has at once, running and queued behind (default: {defaults.depth})",
+        help=f"{DEPTH_HELP} (default: {defaults.depth})",
     )
-    for name, default, text in (
-        ("prefetch", defaults.prefetch, "copy large batches in on a stream of their own, ahead of the lanes"),
-        ("spin", defaults.spin, "wait for the GPU with a busy core, which answers sooner"),
-    ):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+    _add_switches(group, LAUNCH_SWITCHES)
     add_shape_options(group)
 
 
 def add_shape_options(group: argparse._ArgumentGroup) -> None:
     """Add what changes the model that the lanes run, and how it is launched."""
-    defaults = LanesConfig()
-    for name, default, text in (
-        ("graphs", defaults.graphs, "CUDA graphs, where the model can be captured"),
-        ("channels-last", defaults.channels_last, "compute convolutions in channels_last layout"),
-        ("fold-batch-norm", defaults.fold_batch_norm, "fold batch norms into convolutions"),
-        ("fuse-epilogues", defaults.fuse_epilogues, "convolution, bias, addition and ReLU in one cuDNN call" + _PAYS),
-        ("pointwise-as-matmul", defaults.pointwise_as_matmul, "strided 1x1 convolutions as matrix products" + _PAYS),
-    ):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
-    group.add_argument(
-        "--stem",
-        choices=get_args(Stem),
-        default=defaults.stem,
-        help="a first convolution of few channels: kept, its channels padded, or space to depth" + _PAYS,
-    )
+    _add_switches(group, SHAPE_SWITCHES)
+    _add_switches(group, {name: f"{text} (default: {PAYS})" for name, text in REWRITES.items()})
+    group.add_argument("--stem", choices=get_args(Stem), default=LanesConfig().stem, help=STEM_HELP)
+
+
+def _add_switches(group: argparse._ArgumentGroup, switches: dict[str, str]) -> None:
+    for name, text in switches.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            action=argparse.BooleanOptionalAction,
+            default=getattr(LanesConfig(), name),
+            help=text,
+        )
 
 
 def shaped(config: LanesConfig, args: argparse.Namespace) -> LanesConfig:

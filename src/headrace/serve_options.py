@@ -1,67 +1,53 @@
-"""The words of `headrace serve`, and the configuration they become."""
+"""The words of `headrace serve` and `headrace config`, made from the declared options, and what they describe."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import os
 from pathlib import Path
 
-from headrace import lanes_options, options
-from headrace.config import ServeConfig
+from headrace.deployment import FILE_NAME, Deployment, Surroundings, read_deployment
+from headrace.option_fields import Option
+from headrace.settings import CONFIG_VARIABLE, MODELS, OPTIONS, SERVER
 
-MAX_BATCH_SIZE = 32
-QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
+EPILOG = (
+    "Each option is also a variable, named behind it, and a key of the file: the flag's word with underscores, in"
+    " [server] or [[models]]. Flags go before variables, variables before the file. A flag for a model holds for every"
+    " model of the file; MODEL takes the place of the file's models. `headrace config` shows what comes out."
+)
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("served", metavar="MODEL", help=options.MODEL_HELP)
-    group = parser.add_argument_group("server")
-    group.add_argument("--name", help="by which clients ask for the model (default: MODEL, or the callable's name)")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"describes the deployment (default: {FILE_NAME} of the current folder, if any; {CONFIG_VARIABLE})",
     )
-    group.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="0 takes any (default: 8000)")
-    group.add_argument(
-        "--frontends", type=int, default=1, metavar="N", help="processes that share the port (default: 1)"
-    )
-    group.add_argument("--num-workers", type=int, metavar="N", help="lanes (default: 4 on a GPU, 1 on the CPU)")
-    group.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="of torchvision's (default: 224)")
-    group.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
-    )
-    group.add_argument("--compile-cache", type=Path, metavar="DIR", help="keep compiled code there for the next start")
-    group.add_argument("--seed", type=int, default=0, help="of random weights, where no checkpoint is to be had")
-    group.add_argument(
-        "--queue-rows", type=int, metavar="N", help="rows that a frontend holds (default: 8 largest batches)"
-    )
-    group.add_argument("--max-body-bytes", type=int, default=256 << 20, metavar="N", help="(default: 256 MiB)")
-    group.add_argument(
-        "--body-timeout", type=float, default=30.0, metavar="S", help="for a request's body to come (default: 30)"
-    )
-    group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="at the end (default: 30)")
-    options.add_model_options(parser)
-    lanes_options.add_lanes_options(parser)
-    parser.set_defaults(batch_size=MAX_BATCH_SIZE, max_batch_size=MAX_BATCH_SIZE)
+    groups = {}
+    for option in (*OPTIONS[SERVER], *OPTIONS[MODELS]):
+        heading = option.details.get("group", SERVER)
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        _add(groups[heading], option)
 
 
-def serve_config(args: argparse.Namespace) -> ServeConfig:
-    """Return the server that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
-    device = options.resolve_device(args.device)
-    lanes = lanes_options.lanes_config(args)
-    config = ServeConfig(
-        name=args.name or args.served.rpartition(":")[2],
-        model=replace(options.model_config(args, args.served), seed=args.seed, compile_cache=args.compile_cache),
-        device=device,
-        num_lanes=(1 if device == "cpu" else 4) if args.num_workers is None else args.num_workers,
-        lanes=lanes,
-        image_size=args.image_size,
-        host=args.host,
-        http_port=args.http_port,
-        frontends=args.frontends,
-        queue_rows=args.queue_rows or QUEUE_BATCHES * max(lanes.buckets, default=1),
-        max_body_bytes=args.max_body_bytes,
-        body_timeout_s=args.body_timeout,
-        drain_timeout_s=args.drain_timeout,
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    """Add an option as text, which its declaration reads, so that a wrong value is told alike from every source."""
+    text = f"{option.text} (default: {option.default_words}; {option.variable})".replace("%", "%%")
+    if option.field == "source":
+        group.add_argument("source", nargs="?", metavar="MODEL", help=f"{option.text} ({option.variable})")
+    elif option.kind is bool:
+        group.add_argument(
+            option.flag, dest=option.field, action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+    else:
+        nargs = "+" if option.is_list else None
+        group.add_argument(option.flag, dest=option.field, nargs=nargs, metavar=option.metavar, help=text)
+
+
+def deployment(args: argparse.Namespace) -> Deployment:
+    """Return what the options, the environment and the file describe. Raises InvalidOption."""
+    return read_deployment(
+        Surroundings(flags=vars(args), config=args.config, environment=os.environ, folder=Path.cwd())
     )
-    config.validate()
-    return config

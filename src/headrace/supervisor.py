@@ -52,6 +52,8 @@ class Supervisor:
     """One server. `tell` gets sentences for the person who started it."""
 
     def __init__(self, config: ServeConfig, tell: Callable[[str], None]) -> None:
+        if len(config.models) != 1:
+            raise InvalidOption(f"{len(config.models)} models: this version serves one; name one")
         self._config = config
         self._tell = tell
         self._context = multiprocessing.get_context("spawn")
@@ -97,7 +99,7 @@ class Supervisor:
         return listener
 
     def _backend_job(self, control: Connection) -> BackendJob:
-        config = self._config
+        config = self._config.models[0]
         return BackendJob(
             name=config.name,
             version=config.version,
@@ -112,7 +114,7 @@ class Supervisor:
 
     def _frontend_job(self, listener: socket.socket, control: Connection) -> FrontendJob:
         return FrontendJob(
-            name=self._config.name,
+            name=self._config.models[0].name,
             listener=listener,
             control=control,
             max_body_bytes=self._config.max_body_bytes,
@@ -190,7 +192,9 @@ class Supervisor:
         if self._model is None or self._backend.control is None or frontend.control is None:
             return
         model = self._model
-        layout = Layout(rows=self._config.queue_rows, inputs=model.inputs, outputs=model.outputs)
+        layout = Layout(
+            rows=self._config.queue_rows_of(self._config.models[0]), inputs=model.inputs, outputs=model.outputs
+        )
         ring = RingPair.create(layout, self._wake_fd)
         try:
             self._backend.control.send(Attach(ring))
