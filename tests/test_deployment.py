@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.config import ModelConfig, ServeConfig
-from headrace.model_options import default_name
+from headrace.model_options import default_name, user_cache
 from headrace.option_fields import option, options_of
 from headrace.settings import MODELS, OPTIONS, SERVER
 from tests.commands import model_file, run, start
@@ -155,7 +155,9 @@ def test_relative_paths_of_the_file_are_relative_to_its_folder_and_others_to_the
     assert Path(model.name.removesuffix(":build")).resolve() == tmp_path / "my.py"
     assert (model.model_dir, model.compile_cache) == (tmp_path / "deploy/weights", Path("/var/cache"))
     config = read(tmp_path, "my.py:build --device cpu", {"HEADRACE_MODEL_DIR": "weights"}).config()
-    assert config.models[0].model == ModelConfig(name=f"{tmp_path}/my.py:build", model_dir=tmp_path / "weights")
+    assert config.models[0].model == ModelConfig(
+        name=f"{tmp_path}/my.py:build", model_dir=tmp_path / "weights", compile_cache=user_cache()
+    )
 
 
 def test_a_home_is_found_and_an_unknown_one_left(tmp_path, monkeypatch):

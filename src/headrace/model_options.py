@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -45,7 +46,7 @@ class ModelOptions:
         None,
         "keep compiled code there for the next start",
         metavar="DIR",
-        computed="PyTorch's own",
+        computed="the user's cache folder",
         group="model",
     )
     model_dir: Path | None = option(
@@ -122,6 +123,7 @@ class ModelOptions:
             device=device,
             num_workers=self.num_workers or (LANES_CPU if device == "cpu" else LANES_GPU),
             model_dir=self.model_dir or Path(),
+            compile_cache=self.compile_cache or user_cache(),
             buckets=buckets,
             max_batch_size=max(buckets),
         )
@@ -155,6 +157,11 @@ def served_model(given: ModelOptions) -> ServedModelConfig:
     )
     config.validate()
     return config
+
+
+def user_cache() -> Path:
+    """Return where a user's programs keep what they can make again. Source: XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
 
 
 def default_name(source: str) -> str:

@@ -104,6 +104,7 @@ def design_of(lanes=1, *, compile=False, delay_us=0, mark=lambda name: None, **o
         compile=compile,
         precision="float32",
         normalise=None,
+        keep=None,
         mark=mark,
         report=[],
         **options,

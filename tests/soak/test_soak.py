@@ -48,6 +48,7 @@ def serve(pair):
         compile=False,
         precision="float32",
         normalise=None,
+        keep=None,
         mark=lambda name: None,
         report=[],
     )

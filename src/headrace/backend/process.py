@@ -15,7 +15,7 @@ from headrace.control import BackendReady, ServedModel
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_model
-from headrace.model.optimise import measure_error, optimise, require_accuracy
+from headrace.model.optimise import measure_error, optimise, require_accuracy, tolerance
 from headrace.model.signature import FlatModel, signature_of
 from headrace.model.source import example_inputs
 from headrace.pipeline.dispatch import Dispatcher
@@ -55,6 +55,8 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
         compile=job.model.compile,
         config=job.lanes,
         mark=lambda _: None,
+        keep=job.model.compile_cache,
+        tolerance=tolerance(job.model.precision),
     ).build()
     stack.callback(lanes.close)
     served = ServedModel(

@@ -127,6 +127,7 @@ def _make_design(job: HostJob, mark: Callable[[str], None], told: _Told) -> Desi
         normalise=Normalise(mean=IMAGENET_MEAN, std=IMAGENET_STD) if job.uint8 else None,
         compile=job.model.compile,
         precision=job.model.precision,
+        keep=job.model.compile_cache,
         mark=mark,
         report=told.notes,
         on_idle=lambda lanes, row, answer: _measure(job, told, lanes, row, answer),

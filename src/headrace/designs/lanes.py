@@ -20,7 +20,7 @@ from torch import nn
 from headrace.clock import now_ns
 from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
-from headrace.model.optimise import Normalise, optimise
+from headrace.model.optimise import Normalise, optimise, tolerance
 from headrace.model.signature import FlatModel
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, LaneSet, batching_config, optimise_config, stand_in
@@ -32,11 +32,15 @@ from headrace.transport.ring import POLL_S, RingEndpoint
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from pathlib import Path
 
     from torch import Tensor
 
     from headrace.designs.base import Endpoint, Model
     from headrace.runtime.device import Device
+
+
+EXAMPLE_ROWS = 8  # of noise, repeated to fill the largest bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class LanesDesign:
     compile: bool
     precision: Precision
     normalise: Normalise | None  # of uint8 images
+    keep: Path | None  # folder of compiled programs
     mark: Callable[[str], None]
     report: list[str]
     # Called when the last request has been answered, with the bytes of a row in and out.
@@ -122,12 +127,16 @@ class LanesDesign:
         self.mark("optimise")
         lanes = LaneBuilder(
             model=FlatModel(optimised.module, None),
-            example=[stand_in(tensor) for tensor in example],  # the first request may be one that the model fails on
+            example=[
+                stand_in(tensor[:EXAMPLE_ROWS]) for tensor in example
+            ],  # the first request may be one that the model fails on
             device=device.torch_device,
             num_lanes=self.num_lanes,
             compile=self.compile,
             config=self.config,
             mark=self.mark,
+            keep=self.keep,
+            tolerance=tolerance(self.precision),
         ).build()
         stack.callback(self._finish, lanes, optimised.skipped, layout)
         gc.collect()

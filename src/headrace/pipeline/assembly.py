@@ -264,6 +264,8 @@ class _Starter:
             compile=self.config.compile,
             config=self.lanes_config,
             mark=self.clock.mark,
+            keep=self.config.compile_cache,
+            tolerance=tolerance(self.config.precision),
         ).build()
         self.stack.callback(lanes.close)
         rows = self.config.queue_rows or largest * num_lanes * (self.lanes_config.depth + 2)

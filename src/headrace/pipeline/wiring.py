@@ -19,6 +19,7 @@ from torch import nn
 
 from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
+from headrace.model.compiled import NotKept, Programs, kept_programs
 from headrace.model.optimise import Normalise, OptimiseConfig, StemForm
 from headrace.pipeline import dispatch
 from headrace.pipeline.batch import BatchingConfig
@@ -76,6 +77,8 @@ class LaneBuilder:
     compile: bool
     config: LanesConfig
     mark: Callable[[str], None]  # told "compile" and "capture" when they are done
+    keep: Path | None = None  # folder of compiled programs; None: compile at every start
+    tolerance: float = 0.1  # how far a kept program's answers may be from the model's: see `optimise.tolerance`
 
     def build(self) -> LaneSet:
         """Return ready lanes. Raises ModelError if the model fails, or the device's memory does not suffice."""
@@ -99,7 +102,7 @@ class LaneBuilder:
         """Return how lanes of this model work, and what makes one."""
         if self.device.type == "cpu":
             # Several threads that check Dynamo's guards at once make it compile again (seen in 20 of 100 runs).
-            run = _locked(model) if model is not self.model and self.num_lanes > 1 else model
+            run = _locked(model) if self._is_dynamos(model) and self.num_lanes > 1 else model
             return "host", lambda _slots: HostLane(run, self._buffers(), padded=self.compile)
         if self.config.graphs:
             try:
@@ -112,11 +115,21 @@ class LaneBuilder:
             else:
                 copies = CopyStream(self.device) if self.config.prefetch else None
                 return "CUDA graphs", lambda slots: self._captured(model, self.config.buckets, copies, slots)
-        name, called = ("eager", model) if model is self.model else ("compiled under a lock", _locked(model))
+        name, called = ("compiled under a lock", _locked(model)) if self._is_dynamos(model) else ("eager", model)
         return name, lambda _slots: EagerCudaLane(called, self._buffers(), spin=self.config.spin)
 
     def _compiled(self, notes: list[str]) -> FlatModel:
         """Return what the lanes call, warm for every bucket."""
+        if self.compile and self.keep is not None:
+            buffers = self._buffers()
+            inputs = {bucket: [tensor[:bucket] for tensor in buffers] for bucket in self.config.buckets}
+            try:
+                programs, _ = kept_programs(self.model, inputs, self.keep, self.tolerance)
+            except NotKept as error:
+                notes.append(f"the compiled model cannot be kept for the next start ({error})")
+            else:
+                self._warm(programs)
+                return programs
         if self.compile:
             torch._dynamo.config.recompile_limit = max(  # noqa: SLF001  its public way in; one entry per bucket
                 torch._dynamo.config.recompile_limit,  # noqa: SLF001
@@ -132,6 +145,10 @@ class LaneBuilder:
         self._warm(self.model)
         return self.model
 
+    def _is_dynamos(self, model: FlatModel) -> bool:
+        """Tell whether calling it runs Dynamo's guards, which several threads must not do at once."""
+        return model is not self.model and not isinstance(model, Programs)
+
     def _warm(self, model: FlatModel) -> None:
         inputs = self._buffers()
         with torch.no_grad():
@@ -144,7 +161,8 @@ class LaneBuilder:
     def _buffers(self) -> list[Tensor]:
         """Return a lane's static inputs, [largest bucket, *features], filled with the example over and over."""
         largest = self.config.buckets[-1]
-        return [tensor[torch.arange(largest) % len(tensor)].to(self.device) for tensor in self.example]
+        rows = torch.arange(largest, device=self.device)
+        return [tensor.to(self.device)[rows % len(tensor)] for tensor in self.example]
 
     def _captured(self, model: FlatModel, buckets: Sequence[int], copies: CopyStream | None, slots: int) -> CudaLane:
         buffers = [self._buffers() for _ in range(slots)]
