@@ -6,6 +6,7 @@ records, so two runs can be told apart by their options alone.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,6 +19,7 @@ InputKind = Literal["photos", "random"]
 WireType = Literal["float32", "uint8"]
 TransportName = Literal["queue", "ring"]
 ClientKind = Literal["copy", "zero-copy"]
+ModelControl = Literal["none", "explicit"]
 DESIGN_NAMES: tuple[DesignName, ...] = get_args(DesignName)
 PUBLISHED_DESIGNS: tuple[DesignName, ...] = ("original", "executor", "h2d_d2h_threads")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -25,6 +27,9 @@ INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 WIRE_TYPES: tuple[WireType, ...] = get_args(WireType)
 TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
+MODEL_CONTROLS: tuple[ModelControl, ...] = get_args(ModelControl)
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+MODEL_VERSION = r"[1-9][0-9]{0,17}"
 
 
 def require(condition: bool, message: str) -> None:
@@ -238,30 +243,77 @@ class RunConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """A server of one model."""
+class ServedModelConfig:
+    """One version of a model that a server has, with a backend process of its own."""
 
     name: str  # by which clients ask for it
-    version: str = "1"
+    version: str = "1"  # digits
     model: ModelConfig = field(default_factory=ModelConfig)
     device: str = "cpu"
     num_lanes: int = 1
     lanes: LanesConfig = field(default_factory=LanesConfig)
     image_size: int = 224  # of torchvision's models
+
+    def validate(self) -> None:
+        require(
+            re.fullmatch(MODEL_NAME, self.name) is not None,
+            f"--name {self.name}: a name has letters, digits and _ . - and begins with a letter or digit",
+        )
+        require(
+            re.fullmatch(MODEL_VERSION, self.version) is not None,
+            f"version {self.version} of {self.name}: must be a number of 1 to 18 digits, no zeros in front",
+        )
+        self.lanes.validate()
+        require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryConfig:
+    """A folder of models: FOLDER/NAME/VERSION/, looked at anew whenever a model is loaded."""
+
+    folder: Path
+    defaults: ServedModelConfig  # of its models, but for their names, versions and sources
+    versions: tuple[str, ...] = ("latest",)  # which of a model's versions are served: latest, all, or numbers
+
+    def validate(self) -> None:
+        require(self.folder.is_dir(), f"{self.folder}: there is no such folder of models")
+        self.defaults.validate()
+        known = self.versions in (("latest",), ("all",)) or all(
+            re.fullmatch(MODEL_VERSION, version) for version in self.versions
+        )
+        require(
+            bool(self.versions) and known,
+            f"--versions {' '.join(self.versions)}: give latest, all, or numbers of versions",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """A server: its models, and what they share."""
+
+    models: tuple[ServedModelConfig, ...] = ()
+    repository: RepositoryConfig | None = None
+    model_control: ModelControl = "none"  # "explicit": clients may load and unload models
     host: str = "127.0.0.1"
     http_port: int = 8000  # 0: any that is free
     frontends: int = 1  # processes that share the port
-    queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
+    queue_rows: int = 256  # rows of one model that one frontend holds at once; beyond it requests are refused
     max_body_bytes: int = 256 << 20
     body_timeout_s: float = 30.0  # for a request's body to come
-    drain_timeout_s: float = 30.0  # at the end, for what was taken
+    drain_timeout_s: float = 30.0  # at the end, or before a version ends, for what was taken
 
     def validate(self) -> None:
-        self.lanes.validate()
-        require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
+        for model in self.models:
+            model.validate()
+        if self.repository is not None:
+            self.repository.validate()
+        require(bool(self.models) or self.repository is not None, "there is no model to serve; name one")
+        named = [(model.name, model.version) for model in self.models]
+        twice = sorted({f"{name} {version}" for name, version in named if named.count((name, version)) > 1})
+        require(not twice, f"{', '.join(twice)}: given twice; give every model a name or version of its own")
         require(0 <= self.http_port <= 65535, f"--http-port {self.http_port}: must be 0 to 65535")
         require(1 <= self.frontends <= 64, f"--frontends {self.frontends}: must be 1 to 64")
-        largest = self.lanes.buckets[-1]
+        largest = max(served.lanes.buckets[-1] for served in self._all_kinds())
         require(
             self.queue_rows >= largest,
             f"--queue-rows {self.queue_rows}: must hold a largest batch, {largest} rows",
@@ -269,3 +321,10 @@ class ServeConfig:
         require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
         require(self.body_timeout_s > 0, f"--body-timeout {self.body_timeout_s}: must be above 0 s")
         require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")
+        require(
+            self.model_control in MODEL_CONTROLS,
+            f"--model-control {self.model_control}: choose one of {', '.join(MODEL_CONTROLS)}",
+        )
+
+    def _all_kinds(self) -> tuple[ServedModelConfig, ...]:
+        return self.models if self.repository is None else (*self.models, self.repository.defaults)

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace import lanes_options, options
-from headrace.config import ServeConfig
+from headrace.config import MODEL_CONTROLS, RepositoryConfig, ServeConfig, ServedModelConfig
 
 MAX_BATCH_SIZE = 32
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("served", metavar="MODEL", help=options.MODEL_HELP)
+    parser.add_argument(
+        "served",
+        metavar="MODEL",
+        help=f"{options.MODEL_HELP}; path/to/exported.pt2; or a folder of models, FOLDER/NAME/VERSION/",
+    )
     group = parser.add_argument_group("server")
     group.add_argument("--name", help="by which clients ask for the model (default: MODEL, or the callable's name)")
     group.add_argument(
@@ -39,6 +43,19 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--body-timeout", type=float, default=30.0, metavar="S", help="for a request's body to come (default: 30)"
     )
     group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="at the end (default: 30)")
+    group.add_argument(
+        "--versions",
+        nargs="+",
+        default=["latest"],
+        metavar="VERSION",
+        help="which versions of a folder's models are served: latest (the default), all, or numbers",
+    )
+    group.add_argument(
+        "--model-control",
+        default="none",
+        metavar="HOW",
+        help=f"whether clients may load and unload models: {' or '.join(MODEL_CONTROLS)} (default: none)",
+    )
     options.add_model_options(parser)
     lanes_options.add_lanes_options(parser)
     parser.set_defaults(batch_size=MAX_BATCH_SIZE, max_batch_size=MAX_BATCH_SIZE)
@@ -48,13 +65,21 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
     """Return the server that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
     device = options.resolve_device(args.device)
     lanes = lanes_options.lanes_config(args)
-    config = ServeConfig(
-        name=args.name or args.served.rpartition(":")[2],
+    folder = Path(args.served)
+    is_folder = folder.is_dir()
+    served = ServedModelConfig(
+        name=args.name or ("model" if is_folder else args.served.rpartition(":")[2]),
         model=replace(options.model_config(args, args.served), seed=args.seed, compile_cache=args.compile_cache),
         device=device,
         num_lanes=(1 if device == "cpu" else 4) if args.num_workers is None else args.num_workers,
         lanes=lanes,
         image_size=args.image_size,
+    )
+    repository = RepositoryConfig(folder=folder.resolve(), defaults=served, versions=tuple(args.versions))
+    config = ServeConfig(
+        models=() if is_folder else (served,),
+        repository=repository if is_folder else None,
+        model_control=args.model_control,
         host=args.host,
         http_port=args.http_port,
         frontends=args.frontends,
