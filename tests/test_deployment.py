@@ -22,7 +22,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_every_field_of_the_server_but_its_models_is_an_option():
     assert [each.field for each in OPTIONS[SERVER]] == [
-        each.name for each in fields(ServeConfig) if each.name != MODELS
+        each.name for each in fields(ServeConfig) if each.name not in (MODELS, "repository")
     ]
 
 
@@ -108,7 +108,7 @@ def test_several_models_each_have_their_own_options(tmp_path):
     assert (first.name, first.version, first.model.precision, first.num_lanes) == ("resnet18", "2", "bf16", 1)
     assert (second.name, second.version, second.model.precision, second.num_lanes) == ("fifty", "1", "tf32", 2)
     assert (first.lanes.buckets, second.lanes.buckets) == ((1, 2, 4, 8, 16, 32), (1, 2, 4))
-    assert (config.queue_rows_of(first), config.queue_rows_of(second)) == (256, 32)
+    assert [config.queue_rows_of(each.largest_batch) for each in (first, second)] == [256, 32]
 
 
 def test_a_flag_or_variable_for_a_model_holds_for_every_model_of_the_file(tmp_path):
@@ -237,5 +237,5 @@ def test_serve_needs_no_model_where_the_file_names_one(tmp_path, monkeypatch):
         process.terminate()
         _, rest = process.communicate(timeout=60)
     assert first == "headrace.toml is used, which lies in the current folder\n"
-    assert re.fullmatch(r"ready: http://127\.0\.0\.1:\d+/v2/models/tiny\n", ready), rest
+    assert re.fullmatch(r"ready: http://127\.0\.0\.1:\d+/v2/models/tiny \(version 1\)\n", ready), rest
     assert ":1/" not in ready

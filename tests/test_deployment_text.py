@@ -11,12 +11,12 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.config import MODEL_NAME
 from headrace.deployment_text import as_json, as_toml
 from headrace.settings import MODELS, OPTIONS, SERVER
 from tests.deployments import ALL, TWO, read
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)
-LETTERS = "abcZ09_.-é"
 
 
 def value_of(described):
@@ -25,9 +25,10 @@ def value_of(described):
     most = 1e9 if most == math.inf else most
     special = {
         "source": st.sampled_from(["resnet18", "a.b:c", "../m.py:build", "folder/", "x.pt2", 'q"\\#/é.py:f']),
-        "name": st.text(LETTERS, min_size=1),
+        "name": st.from_regex(MODEL_NAME, fullmatch=True),
         "device": st.sampled_from(["auto", "cpu"]),
         "buckets": st.lists(st.integers(1, 65536), min_size=1, max_size=5, unique=True).map(sorted),
+        "versions": st.sampled_from([("latest",), ("all",), ("2", "10")]).map(list),
         "queue_rows": st.integers(65536, 1 << 62),  # room for any batch
     }
     if described.field in special:

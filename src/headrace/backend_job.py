@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from headrace.config import LanesConfig, ModelConfig
+from headrace.config import ServedModelConfig
 from headrace.transport.pair import DupFdHolder
 
 
@@ -13,12 +13,6 @@ from headrace.transport.pair import DupFdHolder
 class BackendJob:
     """What to serve, and how."""
 
-    name: str  # by which clients ask for it
-    version: str
-    model: ModelConfig
-    device: str
-    num_lanes: int
-    lanes: LanesConfig
-    image_size: int  # of torchvision's models
-    wake: DupFdHolder  # the eventfd that wakes the backend, shared by all rings
+    served: ServedModelConfig
+    wake: DupFdHolder  # the eventfd that wakes the backend, shared by all its rings
     control: Connection

@@ -22,6 +22,7 @@ InputKind = Literal["photos", "random"]
 WireType = Literal["float32", "uint8"]
 TransportName = Literal["queue", "ring"]
 ClientKind = Literal["copy", "zero-copy"]
+ModelControl = Literal["none", "explicit"]
 DESIGN_NAMES: tuple[DesignName, ...] = get_args(DesignName)
 PUBLISHED_DESIGNS: tuple[DesignName, ...] = ("original", "executor", "h2d_d2h_threads")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -30,6 +31,8 @@ WIRE_TYPES: tuple[WireType, ...] = get_args(WireType)
 TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+MODEL_VERSION = r"[1-9][0-9]{0,17}"
 
 
 def require(condition: bool, message: str) -> None:
@@ -246,10 +249,10 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModelConfig:
-    """One model of a server, on one device."""
+    """One version of a model that a server has, with a backend process of its own."""
 
     name: str  # by which clients ask for it
-    version: str = "1"
+    version: str = "1"  # digits
     model: ModelConfig = field(default_factory=ModelConfig)
     device: str = "cpu"
     num_lanes: int = 1
@@ -262,22 +265,44 @@ class ServedModelConfig:
 
     def validate(self) -> None:
         require(
-            re.fullmatch(r"[\w.-]+", self.name) is not None,
-            f"--name {self.name}: must be letters, digits, '.', '_' and '-', since it is part of an address",
+            re.fullmatch(MODEL_NAME, self.name) is not None,
+            f"--name {self.name}: must be letters, digits, '_', '.' and '-', and begin with a letter or digit, as"
+            " part of an address",
         )
         require(
-            self.version.isascii() and self.version.isdecimal(),
-            f"--model-version {self.version}: must be a whole number",
+            re.fullmatch(MODEL_VERSION, self.version) is not None,
+            f"--model-version {self.version}: must be a whole number of 1 to 18 digits, no zeros in front",
         )
         self.lanes.validate()
         require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """A server of one or more models. Each field with `option` is a flag, a variable and a key of `[server]`."""
+class RepositoryConfig:
+    """A folder of models: FOLDER/NAME/VERSION/, looked at anew whenever a model is loaded."""
 
-    models: tuple[ServedModelConfig, ...]
+    folder: Path
+    defaults: ServedModelConfig  # of its models, but for their names, versions and sources
+    versions: tuple[str, ...] = ("latest",)  # which of a model's versions are served: latest, all, or numbers
+
+    def validate(self) -> None:
+        require(self.folder.is_dir(), f"{self.folder}: there is no such folder of models")
+        self.defaults.validate()
+        known = self.versions in (("latest",), ("all",)) or all(
+            re.fullmatch(MODEL_VERSION, version) for version in self.versions
+        )
+        require(
+            bool(self.versions) and known,
+            f"--versions {' '.join(self.versions)}: give latest, all, or numbers of versions",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """A server: its models, and what they share. Each `option` is a flag, a variable and a key of `[server]`."""
+
+    models: tuple[ServedModelConfig, ...] = ()
+    repository: RepositoryConfig | None = None
     host: str = option("127.0.0.1", "address to listen on; 127.0.0.1 is this machine only", metavar="ADDRESS")
     http_port: int = option(8000, "0 takes any that is free", metavar="PORT", limits=(0, 65535))
     frontends: int = option(1, "processes that share the port", limits=(1, 64))
@@ -289,16 +314,23 @@ class ServeConfig:
     )
     max_body_bytes: int = option(256 << 20, "largest body of a request", limits=(1024, math.inf))
     body_timeout_s: float = option(30.0, "for a request's body to come", key="body_timeout", limits=(0.001, math.inf))
-    drain_timeout_s: float = option(30.0, "for what was taken, at the end", key="drain_timeout", limits=(0, math.inf))
+    drain_timeout_s: float = option(
+        30.0, "at the end, or before a version ends, for what was taken", key="drain_timeout", limits=(0, math.inf)
+    )
+    model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
-    def queue_rows_of(self, model: ServedModelConfig) -> int:
-        """Return how many rows of the model a frontend holds at once."""
-        return QUEUE_BATCHES * model.largest_batch if self.queue_rows is None else self.queue_rows
+    def queue_rows_of(self, largest_batch: int) -> int:
+        """Return how many rows of a model with such batches a frontend holds at once."""
+        return QUEUE_BATCHES * largest_batch if self.queue_rows is None else self.queue_rows
 
     def validate(self) -> None:
         """Refuse what cannot be served. Raises InvalidOption."""
         check_options(self)
-        require(bool(self.models), "there is no model to serve; name at least one")
+        require(bool(self.models) or self.repository is not None, "there is no model to serve; name at least one")
+        kinds = list(self.models)
+        if self.repository is not None:
+            self.repository.validate()
+            kinds.append(self.repository.defaults)
         named: set[tuple[str, str]] = set()
         for each in self.models:
             each.validate()
@@ -307,7 +339,8 @@ class ServeConfig:
                 f"two models are called {each.name}, version {each.version}; give each a name or a version of its own",
             )
             named.add((each.name, each.version))
+        for each in kinds:
             require(
-                self.queue_rows_of(each) >= each.largest_batch,
+                self.queue_rows_of(each.largest_batch) >= each.largest_batch,
                 f"--queue-rows {self.queue_rows}: must hold a largest batch of {each.name}, {each.largest_batch} rows",
             )

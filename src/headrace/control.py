@@ -1,11 +1,17 @@
-"""What supervisor, backend and frontends of a server say to each other. No torch: all of them import it."""
+"""What supervisor, backends and frontends of a server say to each other. No torch: all of them import it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from headrace.errors import HeadraceError
 from headrace.tensors import TensorSpec
 from headrace.transport.pair import RingPair
+
+# Triton's names, of its repository index.
+VersionState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+Verb = Literal["load", "unload"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +25,17 @@ class ServedModel:
     max_batch_size: int  # rows of one request, and of one batch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionStatus:
+    """How a version of a model is."""
+
+    name: str
+    version: str  # empty: whatever versions there will be
+    state: VersionState
+    reason: str = ""  # why it is not ready, without paths of ours
+    required: bool = False  # the server is not ready without it
+
+
 @dataclass(frozen=True, slots=True)
 class BackendReady:
     """The backend's lanes are warm."""
@@ -29,22 +46,69 @@ class BackendReady:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """To the backend: answer this client too."""
+    """To a backend: answer this client too."""
 
     ring: RingPair
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """To the backend: end when the clients have gone. To a frontend: take no more, answer what was taken, end."""
+    """To a backend: end when the clients have gone. To a frontend: take no more, answer what was taken, end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """To a frontend: the model is ready at the other end of this ring."""
+    """To a frontend: this version of a model is ready at the other end of this ring."""
 
     ring: RingPair
     model: ServedModel
+    backend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """To a frontend: send nothing more to this backend, and close its ring when it has answered the rest."""
+
+    backend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """From a frontend: the ring to this backend is closed."""
+
+    backend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """To a frontend: all versions of all models. Comes after the words that made them so, and is answered by Seen."""
+
+    serial: int
+    versions: tuple[VersionStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """From a frontend: all words up to and with these Models have been heeded."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From a frontend: a client wants a model loaded or unloaded. Answered by Changed, with the same number."""
+
+    number: int
+    verb: Verb
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """To a frontend: all frontends have switched, or nothing has changed for this reason."""
+
+    number: int
+    error: HeadraceError | None
 
 
 @dataclass(frozen=True, slots=True)

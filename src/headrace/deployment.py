@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.config import ServeConfig
+from headrace.config import RepositoryConfig, ServeConfig, ServedModelConfig, require
 from headrace.errors import HeadraceError, InvalidOption
-from headrace.model_options import ModelOptions, served_model
+from headrace.model_options import ModelOptions, repository, served_model
 from headrace.option_fields import PREFIX
 from headrace.settings import (
     CONFIG_VARIABLE,
@@ -69,13 +69,17 @@ class Deployment:
 
     def config(self) -> ServeConfig:
         """Return the server, validated. Raises InvalidOption or DeviceUnavailable, in the words of who wrote it."""
-        models = []
+        models: list[ServedModelConfig] = []
+        folder: RepositoryConfig | None = None
         for section, given in zip(self.models, self.completed_models(), strict=True):
             try:
-                models.append(served_model(given))
+                found = repository(given)
+                require(found is None or folder is None, f"{given.source}: a second folder of models; serve one")
+                folder = found or folder
+                models += [served_model(given)] if found is None else []
             except HeadraceError as error:
                 raise section.in_its_words(error) from error
-        config = ServeConfig(models=tuple(models), **self.server.values())
+        config = ServeConfig(models=tuple(models), repository=folder, **self.server.values())
         try:
             config.validate()
         except HeadraceError as error:

@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 class FrontendJob:
     """What a frontend is given. Several may share the socket."""
 
-    name: str  # of the model
+    names: tuple[str, ...]  # of the models
+    explicit_control: bool  # clients may load and unload models
     listener: socket.socket
     control: Connection
     max_body_bytes: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from headrace import lanes_options, options
-from headrace.config import LanesConfig, ModelConfig, Precision, ServedModelConfig, Stem, require
+from headrace.config import LanesConfig, ModelConfig, Precision, RepositoryConfig, ServedModelConfig, Stem, require
 from headrace.option_fields import option, placed
 from headrace.pipeline.batch import powers_of_two
 
@@ -33,7 +33,13 @@ class ModelOptions:
         computed="MODEL, or the callable's name, or the file's",
         group="model",
     )
-    version: int = option(1, "of the model", word="model_version", limits=(1, _MOST), group="model")
+    version: int = option(1, "of the model", word="model_version", limits=(1, 10**18 - 1), group="model")
+    versions: tuple[str, ...] = option(
+        ("latest",),
+        "which versions of a folder's models are served: latest, all, or numbers",
+        metavar="VERSION",
+        group="model",
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE", group="model")
     precision: Precision = option(
         "tf32",
@@ -127,6 +133,16 @@ class ModelOptions:
             buckets=buckets,
             max_batch_size=max(buckets),
         )
+
+
+def repository(given: ModelOptions) -> RepositoryConfig | None:
+    """Return the folder of models that completed options name; None if it is one model. Raises InvalidOption."""
+    folder = Path(given.source)
+    if not is_path(given.source) or not folder.is_dir():
+        return None
+    config = RepositoryConfig(folder=folder, defaults=served_model(given), versions=given.versions)
+    config.validate()
+    return config
 
 
 def served_model(given: ModelOptions) -> ServedModelConfig:

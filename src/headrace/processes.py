@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from headrace.errors import HeadraceError, RunFailed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_PATH = re.compile(r"(?<![\w.:/])/[^\s'\":,()]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ def describe(error: BaseException) -> str:
     """Return an error's type and first line, for a message to a user who has no traceback."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def without_paths(text: str) -> str:
+    """Return a message as clients may read it: what it says of our file system is left out."""
+    return _PATH.sub("(path)", text)
 
 
 @contextmanager

@@ -1,89 +1,100 @@
-"""The parent of a server: starts backend and frontends, brings them together, starts anew what dies, stops them all.
+"""The parent of a server: starts backends and frontends, brings them together, starts anew what dies, stops them all.
 
-Frontends listen from the first moment and say that they are not ready until the backend is warm. A backend that dies
-is noticed by the frontends themselves, which answer what it held with an error at once and are not ready until the next
-one is.
+Frontends listen from the first moment and say that they are not ready until every model is. A backend that dies is
+noticed by the frontends themselves, which answer what it held with an error at once and are not ready until the next
+one is; other models go on. Which backends there are, and when frontends switch from one to another, is decided in
+`lifecycle`; this is what does it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from types import FrameType
 
 from headrace.backend_job import BackendJob
+from headrace.children import Child, Signals
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.config import ServeConfig
-from headrace.control import Attach, BackendReady, Connect, Listening, ServedModel, Stop
-from headrace.errors import HeadraceError, InvalidOption, RunFailed
+from headrace.control import (
+    Attach,
+    BackendReady,
+    Change,
+    Changed,
+    Connect,
+    Listening,
+    Models,
+    Retire,
+    Retired,
+    Seen,
+    ServedModel,
+    Stop,
+)
+from headrace.errors import HeadraceError, InvalidOption
 from headrace.frontend_job import FrontendJob
-from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
+from headrace.lifecycle import Asked, BackOff, Lifecycle
+from headrace.processes import ChildFailed
+from headrace.repository import Found, Repository
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 
-FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0  # before a process is started anew; twice as long each time
-STEADY_S = 60.0  # a process that lived so long begins anew with the first delay
 KILL_AFTER_S = 5.0  # beyond the drain limit
 BACKLOG = 1024
 
 
 @dataclass(slots=True, eq=False)
-class _Child:
-    """A process that must be there; `process` is None while it waits to be started anew."""
+class _Backend:
+    child: Child
+    found: Found
+    wake_fd: int  # all its rings'
+    model: ServedModel | None = None  # once it is ready
 
-    name: str
-    target: str
-    make_job: Callable[[Connection], object]
-    process: SpawnProcess | None = None
-    control: Connection | None = None
-    started_ns: int = 0
+
+@dataclass(slots=True, eq=False)
+class _Frontend:
+    """One that must be there; `child` is None while it waits to be started anew."""
+
+    child: Child | None = None
     due_ns: int = 0
-    delay_s: float = FIRST_DELAY_S
+    back_off: BackOff = field(default_factory=BackOff)
 
 
 class Supervisor:
     """One server. `tell` gets sentences for the person who started it."""
 
     def __init__(self, config: ServeConfig, tell: Callable[[str], None]) -> None:
-        if len(config.models) != 1:
-            raise InvalidOption(f"{len(config.models)} models: this version serves one; name one")
         self._config = config
         self._tell = tell
-        self._context = multiprocessing.get_context("spawn")
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._signals = _Signals()
-        self._model: ServedModel | None = None
-        self._was_ready = False
+        self._signals = Signals()
+        self._repository = Repository(config)
+        self._backends: dict[int, _Backend] = {}
+        self._frontends = [_Frontend() for _ in range(config.frontends)]
+        self._has_told = False
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises HeadraceError if the server cannot be started."""
-        listener = self._listen()
-        self._backend = _Child("backend", "headrace.backend.process:run_backend", self._backend_job)
-        self._frontends = [
-            _Child(
-                f"frontend {number}",
-                "headrace.frontend.process:run_frontend",
-                lambda control: self._frontend_job(listener, control),
-            )
-            for number in range(self._config.frontends)
-        ]
+        names = self._repository.names()
+        if not names:
+            raise InvalidOption("there is no model in the folder; it needs NAME/VERSION/model.py or model.pt2")
+        self._listener = self._listen()
+        self._hands = _Hands(self._backends, self._frontends, self._config.queue_rows_of, self._tell)
+        limit_s = self._config.drain_timeout_s + KILL_AFTER_S
+        self._lifecycle = Lifecycle(self._hands, self._repository.look, limit_s, now_ns)
         try:
             with self._signals.caught():
-                for child in (*self._frontends, self._backend):
-                    self._start(child)
+                for number in range(len(self._frontends)):
+                    self._start_frontend(number)
+                self._lifecycle.begin(names)
                 while not self._signals.count:
                     self._look()
+                    self._tell_once_ready()
                 self._stop()
         finally:
             self._kill_all()
-            listener.close()
+            self._listener.close()
 
     def _listen(self) -> socket.socket:
         config = self._config
@@ -98,183 +109,184 @@ class Supervisor:
         self.address = listener.getsockname()[:2]
         return listener
 
-    def _backend_job(self, control: Connection) -> BackendJob:
-        config = self._config.models[0]
-        return BackendJob(
-            name=config.name,
-            version=config.version,
-            model=config.model,
-            device=config.device,
-            num_lanes=config.num_lanes,
-            lanes=config.lanes,
-            image_size=config.image_size,
-            wake=DupFdHolder(self._wake_fd),
-            control=control,
-        )
+    def _start_frontend(self, number: int) -> None:
+        frontend = self._frontends[number]
+        target = "headrace.frontend.process:run_frontend"
+        frontend.child = Child.start(f"frontend {number}", target, self._frontend_job)
 
-    def _frontend_job(self, listener: socket.socket, control: Connection) -> FrontendJob:
+    def _frontend_job(self, control: Connection) -> FrontendJob:
         return FrontendJob(
-            name=self._config.models[0].name,
-            listener=listener,
+            names=self._repository.names(),
+            explicit_control=self._config.model_control == "explicit",
+            listener=self._listener,
             control=control,
             max_body_bytes=self._config.max_body_bytes,
             body_timeout_s=self._config.body_timeout_s,
             drain_timeout_s=self._config.drain_timeout_s,
         )
 
-    def _start(self, child: _Child) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=enter, args=(child.target, child.make_job(theirs)), name=child.name)
-        with children_deaf_to_ctrl_c():
-            process.start()
-        theirs.close()
-        child.process, child.control, child.started_ns = process, ours, now_ns()
-
     def _look(self) -> None:
-        """Wait for words, deaths, signals and restarts that are due, and act."""
-        children = [self._backend, *self._frontends]
-        alive = [child for child in children if child.process is not None]
-        watched: dict[object, _Child] = {}
-        for child in alive:
-            assert child.process is not None
-            watched[child.process.sentinel] = child
-            if child.control is not None:
-                watched[child.control] = child
-        due = [child.due_ns for child in children if child.process is None]
-        timeout_s = max(0.0, seconds(min(due) - now_ns())) if due else None
-        ready = wait([*watched, self._signals.fd], timeout_s)  # type: ignore[list-item]
-        for child in alive:
-            if child.control in ready:
-                self._hear(child)
-        for child in alive:
-            if child.process is not None and child.process.sentinel in ready:
-                self._bury(child)
-        for child in children:
-            if child.process is None and now_ns() >= child.due_ns:
-                self._start(child)
+        """Wait for words, deaths, signals and what is due, and act."""
+        children = [child for child in self._children() if child is not None]
+        controls = [child.control for child in children if child.control is not None]
+        sentinels = [child.process.sentinel for child in children]
+        ready = set[object](wait([*controls, *sentinels, self._signals.fd], self._timeout_s()))
+        for number, frontend in enumerate(self._frontends):
+            if frontend.child is not None:
+                self._look_at_frontend(number, frontend, frontend.child, ready)
+        for number, backend in list(self._backends.items()):
+            self._look_at_backend(number, backend, ready)
+        for number, frontend in enumerate(self._frontends):
+            if frontend.child is None and now_ns() >= frontend.due_ns:
+                self._start_frontend(number)
+        self._lifecycle.tick()
 
-    def _hear(self, child: _Child) -> None:
-        assert child.control is not None
-        try:
-            word = child.control.recv()
-        except (EOFError, OSError):
-            child.control.close()
-            child.control = None
+    def _timeout_s(self) -> float | None:
+        due = [frontend.due_ns for frontend in self._frontends if frontend.child is None]
+        backends_due_ns = self._lifecycle.due_ns()
+        due += [] if backends_due_ns is None else [backends_due_ns]
+        return max(0.0, seconds(min(due) - now_ns())) if due else None
+
+    def _look_at_frontend(self, number: int, frontend: _Frontend, child: Child, ready: set[object]) -> None:
+        if child.control in ready:
+            for word in child.words():
+                self._heard_frontend(number, word)
+        if child.process.sentinel not in ready:
             return
+        code = child.bury()
+        delay_s = frontend.back_off.delay_s(seconds(now_ns() - child.started_ns))
+        self._tell(f"frontend {number} ended (exit code {code}); it is started anew in {delay_s:g} s")
+        frontend.child, frontend.due_ns = None, now_ns() + int(delay_s * NS_PER_S)
+        self._lifecycle.frontend_ended(number)
+
+    def _heard_frontend(self, number: int, word: object) -> None:
+        if isinstance(word, Listening):
+            self._lifecycle.frontend_listening(number)
+        elif isinstance(word, Seen):
+            self._lifecycle.seen(number, word.serial)
+        elif isinstance(word, Retired):
+            self._lifecycle.retired(number, word.backend)
+        elif isinstance(word, Change):
+            self._lifecycle.change(word.verb, word.name, Asked(number, word.number))
+
+    def _look_at_backend(self, number: int, backend: _Backend, ready: set[object]) -> None:
+        child = backend.child
+        has_ended = child.process.sentinel in ready
+        if child.control in ready or has_ended:
+            for word in child.words():
+                self._heard_backend(number, backend, word)
+        if has_ended:
+            code = child.bury()
+            os.close(backend.wake_fd)
+            del self._backends[number]
+            self._lifecycle.backend_ended(number, code)
+
+    def _heard_backend(self, number: int, backend: _Backend, word: object) -> None:
         if isinstance(word, ChildFailed):
-            self._failed(word.error)
+            self._lifecycle.backend_failed(number, word.error)
         elif isinstance(word, BackendReady):
-            self._backend_ready(word)
-        elif isinstance(word, Listening) and self._model is not None:
-            self._connect(child)
+            backend.model = word.model
+            for note in word.notes:
+                self._tell(f"{word.model.name} {word.model.version}: {note}")
+            self._lifecycle.backend_ready(number, word.model)
 
-    def _failed(self, error: HeadraceError) -> None:
-        """A backend that cannot even be started the first time ends the server; later it is tried again."""
-        if not self._was_ready:
-            raise error
-        self._tell(f"the backend could not be started anew: {error}")
-
-    def _backend_ready(self, word: BackendReady) -> None:
-        self._model = word.model
-        for note in word.notes:
-            self._tell(note)
-        for frontend in self._frontends:
-            if frontend.process is not None:
-                self._connect(frontend)
-        if not self._was_ready:
-            self._tell(f"ready: http://{self.address[0]}:{self.address[1]}/v2/models/{word.model.name}")
-        else:
-            self._tell("ready again")
-        self._was_ready = True
-
-    def _connect(self, frontend: _Child) -> None:
-        """Give backend and frontend the two ends of a ring."""
-        if self._model is None or self._backend.control is None or frontend.control is None:
+    def _tell_once_ready(self) -> None:
+        if self._has_told or not self._lifecycle.has_begun:
             return
-        model = self._model
+        self._has_told = True
+        models = sorted((each.model.name, int(each.model.version)) for each in self._backends.values() if each.model)
+        host, port = self.address
+        for name in dict.fromkeys(name for name, _ in models):
+            versions = ", ".join(str(version) for each, version in models if each == name)
+            self._tell(f"ready: http://{host}:{port}/v2/models/{name} (version {versions})")
+
+    def _children(self) -> list[Child | None]:
+        return [*(frontend.child for frontend in self._frontends), *(each.child for each in self._backends.values())]
+
+    def _stop(self) -> None:
+        """Let frontends answer what they have taken, then the backends end; a second signal ends it all at once."""
+        self._tell(f"stopping: answering what was taken, for at most {self._config.drain_timeout_s:g} s")
+        limit_ns = now_ns() + int((self._config.drain_timeout_s + KILL_AFTER_S) * NS_PER_S)
+        self._signals.forget()
+        for backend in self._backends.values():
+            if backend.model is None:  # still loading, and deaf meanwhile
+                backend.child.kill()
+        backends = [backend.child for backend in self._backends.values()]
+        for children in ([frontend.child for frontend in self._frontends if frontend.child is not None], backends):
+            for child in children:
+                child.send(Stop())
+            if not self._all_ended(children, limit_ns):
+                return
+
+    def _all_ended(self, children: Iterable[Child], limit_ns: int) -> bool:
+        """Wait for all to end; return False at the limit, or at a second signal."""
+        while alive := [child.process.sentinel for child in children if child.process.is_alive()]:
+            wait([*alive, self._signals.fd], 0.1)
+            if self._signals.count > 1 or now_ns() > limit_ns:
+                return False
+        return True
+
+    def _kill_all(self) -> None:
+        children = [child for child in self._children() if child is not None]
+        for child in children:
+            child.kill()
+        for child in children:
+            child.bury()
+        for backend in self._backends.values():
+            os.close(backend.wake_fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hands:
+    """Does what the lifecycle decides, with processes and pipes; see `lifecycle.Hands`."""
+
+    backends: dict[int, _Backend]
+    frontends: list[_Frontend]
+    queue_rows_of: Callable[[int], int]  # rows of a frontend's ring, by those of a largest batch
+    tell_person: Callable[[str], None]
+
+    def start(self, backend: int, found: Found) -> None:
+        wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        job = partial(BackendJob, served=found.served, wake=DupFdHolder(wake_fd))
+        name, target = f"backend {found.name} {found.version}", "headrace.backend.process:run_backend"
+        child = Child.start(name, target, lambda control: job(control=control))
+        self.backends[backend] = _Backend(child, found, wake_fd)
+
+    def connect(self, backend: int, frontend: int) -> None:
+        there, client = self.backends[backend], self.frontends[frontend].child
+        if client is None or there.model is None:
+            return
         layout = Layout(
-            rows=self._config.queue_rows_of(self._config.models[0]), inputs=model.inputs, outputs=model.outputs
+            rows=self.queue_rows_of(there.model.max_batch_size), inputs=there.model.inputs, outputs=there.model.outputs
         )
-        ring = RingPair.create(layout, self._wake_fd)
+        ring = RingPair.create(layout, there.wake_fd)
         try:
-            self._backend.control.send(Attach(ring))
-            frontend.control.send(Connect(ring, model))
-        except OSError:  # it has just died, which the next look sees
-            return
+            there.child.send(Attach(ring))
+            client.send(Connect(ring, there.model, backend))
         finally:
             ring.close()
 
-    def _bury(self, child: _Child) -> None:
-        """Note a death, and when the process is to be started anew."""
-        assert child.process is not None
-        child.process.join()
-        code = child.process.exitcode
-        if child is self._backend and not self._was_ready:
-            self._hear_last_words(child)
-            raise RunFailed(f"the backend ended with exit code {code} before it was ready")
-        if seconds(now_ns() - child.started_ns) > STEADY_S:
-            child.delay_s = FIRST_DELAY_S
-        self._tell(f"the {child.name} process ended (exit code {code}); it is started anew in {child.delay_s:g} s")
-        child.due_ns = now_ns() + int(child.delay_s * NS_PER_S)
-        child.delay_s = min(2 * child.delay_s, LAST_DELAY_S)
-        if child.control is not None:
-            child.control.close()
-        child.process, child.control = None, None
-        if child is self._backend:
-            self._model = None
+    def retire(self, backend: int, frontend: int) -> None:
+        self._send(frontend, Retire(backend))
 
-    def _hear_last_words(self, child: _Child) -> None:
-        while child.control is not None and child.control.poll():
-            self._hear(child)
+    def publish(self, frontend: int, models: Models) -> None:
+        self._send(frontend, models)
 
-    def _stop(self) -> None:
-        """Let frontends answer what they have taken, then the backend end; a second signal ends it all at once."""
-        self._tell(f"stopping: answering what was taken, for at most {self._config.drain_timeout_s:g} s")
-        limit_ns = now_ns() + int((self._config.drain_timeout_s + KILL_AFTER_S) * NS_PER_S)
-        for children in (self._frontends, [self._backend]):
-            for child in children:
-                self._say_stop(child)
-            while any(child.process is not None and child.process.is_alive() for child in children):
-                sentinels = [child.process.sentinel for child in children if child.process is not None]
-                wait([*sentinels, self._signals.fd], 0.1)
-                if self._signals.count > 1 or now_ns() > limit_ns:
-                    return
+    def stop(self, backend: int) -> None:
+        if backend in self.backends:
+            self.backends[backend].child.send(Stop())
 
-    def _say_stop(self, child: _Child) -> None:
-        try:
-            if child.control is not None:
-                child.control.send(Stop())
-        except OSError:  # it has ended already
-            return
+    def kill(self, backend: int) -> None:
+        if backend in self.backends:
+            self.backends[backend].child.kill()
 
-    def _kill_all(self) -> None:
-        for child in (*self._frontends, self._backend):
-            if child.process is not None and child.process.is_alive():
-                child.process.kill()
-                child.process.join()
-        os.close(self._wake_fd)
+    def answer(self, asked: Asked, error: HeadraceError | None) -> None:
+        self._send(asked.frontend, Changed(asked.number, error))
 
+    def tell(self, text: str) -> None:
+        self.tell_person(text)
 
-@dataclass(slots=True)
-class _Signals:
-    """SIGINT and SIGTERM as something to wait for."""
-
-    count: int = 0
-    _pipe: tuple[int, int] = field(default_factory=os.pipe)
-
-    @property
-    def fd(self) -> int:
-        return self._pipe[0]
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
-        os.write(self._pipe[1], b".")
+    def _send(self, frontend: int, word: object) -> None:
+        child = self.frontends[frontend].child
+        if child is not None:
+            child.send(word)

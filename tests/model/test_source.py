@@ -121,3 +121,51 @@ def test_a_file_that_is_no_python_file_is_refused(tmp_path):
     (tmp_path / "model.txt").write_text(GOOD)
     with pytest.raises(ModelError, match=r"must end in \.py"):
         resolve(f"{tmp_path}/model.txt:make")
+
+
+def examples_of(folder, text):
+    return resolve(f"{write(folder, GOOD + text)}:make").example_inputs(48)
+
+
+@pytest.mark.parametrize(
+    ("made", "shapes"),
+    [
+        ("torch.zeros(4, 5)", [(4, 5)]),
+        ("[torch.zeros(4, 5), torch.zeros(4)]", [(4, 5), (4,)]),
+    ],
+    ids=["a tensor", "a sequence"],
+)
+def test_a_file_says_what_its_model_takes(tmp_path, made, shapes):
+    examples = examples_of(tmp_path, f"\ndef example_inputs():\n    return {made}\n")
+    assert [tuple(tensor.shape) for tensor in examples] == shapes
+
+
+def test_a_file_may_name_its_inputs(tmp_path):
+    examples = examples_of(tmp_path, "\ndef example_inputs():\n    return {'ids': torch.zeros(4, 5)}\n")
+    assert list(examples) == ["ids"]
+
+
+def test_a_file_that_does_not_say_it_takes_images(tmp_path):
+    assert [tuple(tensor.shape) for tensor in examples_of(tmp_path, "")] == [(2, 3, 48, 48)]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return 3", "must return a tensor"),
+        ("return [3]", "must return a tensor"),
+        ("return []", "must return a tensor"),
+        ("return torch.tensor(1.0)", "must return a tensor"),
+        ("raise OSError('no file')", r"example_inputs failed: OSError: no file \(line 7 of mine\.py\)"),
+    ],
+    ids=["a number", "numbers", "nothing", "no rows", "an exception"],
+)
+def test_examples_that_are_none_are_refused(tmp_path, body, words):
+    with pytest.raises(ModelError, match=words):
+        examples_of(tmp_path, f"\ndef example_inputs():\n    {body}\n")
+
+
+def test_a_file_is_run_once_for_its_model_and_its_examples(tmp_path):
+    text = "\nmade = []\ndef example_inputs():\n    made.append(1)\n    return torch.zeros(len(made), 1)\n"
+    source = resolve(f"{write(tmp_path, GOOD + text)}:make")
+    assert [len(source.example_inputs(1)[0]) for _ in range(2)] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from headrace.backend_job import BackendJob
 from headrace.control import BackendReady, ServedModel
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
-from headrace.model.load import load_model
+from headrace.model.load import load_source
 from headrace.model.optimise import measure_error, optimise, require_accuracy, tolerance
 from headrace.model.signature import FlatModel, signature_of
-from headrace.model.source import example_inputs
+from headrace.model.source import resolve
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
 from headrace.processes import become_child, failures_reported
@@ -27,56 +28,58 @@ from headrace.runtime.device import divide_cpus, open_device
 def run_backend(job: BackendJob) -> None:
     """Serve. The target of the process."""
     become_child()
+    sys.dont_write_bytecode = True  # beside a model file, where it could outlive a change of the file by a second
     with failures_reported(job.control, "the backend stopped"), ExitStack() as stack:
         _serve(job, stack)
 
 
 def _serve(job: BackendJob, stack: ExitStack) -> None:
-    notes: list[str] = []
-    precision.apply(job.model.precision)
-    keep_compiled_code(job.model.compile_cache)
-    device = open_device(job.device)
+    served, notes = job.served, list[str]()
+    precision.apply(served.model.precision)
+    keep_compiled_code(served.model.compile_cache)
+    device = open_device(served.device)
     device.start()
-    divide_cpus(device, job.num_lanes)
-    checkpoint = ensure_checkpoint(job.model, notes.append)
+    divide_cpus(device, served.num_lanes)
+    source = resolve(served.model.name)
+    checkpoint = ensure_checkpoint(served.model, notes.append) if source.kind == "torchvision" else None
     path = Path(checkpoint.path) if checkpoint else None
-    model = load_model(replace(job.model, compile=False), path, device.torch_device, lambda _: None)
-    example = example_inputs(job.model.name, job.image_size)
-    optimised = optimise(model, optimise_config(job.lanes, job.model.precision, None, device.torch_device))
+    model = load_source(source, replace(served.model, compile=False), path, device.torch_device, lambda _: None)
+    example = source.example_inputs(served.image_size)
+    optimised = optimise(model, optimise_config(served.lanes, served.model.precision, None, device.torch_device))
     there = _on(example, device.torch_device)
     report = measure_error(optimised.module, model, there)
-    require_accuracy(report, job.model.precision)
+    require_accuracy(report, served.model.precision)
     signature = signature_of(optimised.module, there)
     lanes = LaneBuilder(
         model=FlatModel(optimised.module, signature.names),
         example=signature.flatten(example),
         device=device.torch_device,
-        num_lanes=job.num_lanes,
-        compile=job.model.compile,
-        config=job.lanes,
+        num_lanes=served.num_lanes,
+        compile=served.model.compile,
+        config=served.lanes,
         mark=lambda _: None,
-        keep=job.model.compile_cache,
-        tolerance=tolerance(job.model.precision),
+        keep=served.model.compile_cache,
+        tolerance=tolerance(served.model.precision),
     ).build()
     stack.callback(lanes.close)
-    served = ServedModel(
-        name=job.name,
-        version=job.version,
+    told = ServedModel(
+        name=served.name,
+        version=served.version,
         inputs=signature.inputs,
         outputs=signature.outputs,
-        max_batch_size=job.lanes.buckets[-1],
+        max_batch_size=served.lanes.buckets[-1],
     )
-    arrivals = RingsArrivals(job.control, job.wake.fd, served.max_batch_size, device.register)
+    arrivals = RingsArrivals(job.control, job.wake.fd, told.max_batch_size, device.register)
     stack.callback(arrivals.close)
-    dispatcher = Dispatcher(lanes.lanes, batching_config(job.lanes), job.lanes.depth)
+    dispatcher = Dispatcher(lanes.lanes, batching_config(served.lanes), served.lanes.depth)
     notes += [
-        f"lanes: {job.num_lanes}, {lanes.form}",
+        f"lanes: {served.num_lanes}, {lanes.form}",
         f"largest error against {report.reference}: {report.max_relative_error:.1e}",
         *lanes.notes,
         *optimised.skipped,
     ]
-    job.control.send(BackendReady(served, tuple(notes)))
-    dispatcher.answer(arrivals, spin=job.lanes.spin and device.torch_device.type == "cuda")
+    job.control.send(BackendReady(told, tuple(notes)))
+    dispatcher.answer(arrivals, spin=served.lanes.spin and device.torch_device.type == "cuda")
 
 
 def _on(

@@ -43,11 +43,17 @@ def make_app(service: Service, max_body_bytes: int, body_timeout_s: float) -> we
     app.router.add_get("/v2/health/ready", routes.ready)
     app.router.add_get("/v2/models/stats", routes.model_stats)
     app.router.add_post("/v2/repository/index", routes.repository_index)
+    app.router.add_post("/v2/repository/models/{name}/load", routes.load)
+    app.router.add_post("/v2/repository/models/{name}/unload", routes.unload)
     # Asked for by perf_analyzer before it begins, also of servers that offer no shared memory.
     for kind in ("system", "cuda"):
         app.router.add_post(f"/v2/{kind}sharedmemory/unregister", routes.nothing)
         app.router.add_get(f"/v2/{kind}sharedmemory/status", routes.no_regions)
     return app
+
+
+class _ControlBody(msgspec.Struct):
+    parameters: dict[str, object] = {}
 
 
 @web.middleware
@@ -84,7 +90,8 @@ class _Routes:
         return web.Response()
 
     async def model_metadata(self, request: web.Request) -> web.Response:
-        return _json(meaning.model_metadata(self._model(request)))
+        model = self._model(request)
+        return _json(meaning.model_metadata(model, self._service.versions(model.name)))
 
     async def model_config(self, request: web.Request) -> web.Response:
         return _json(meaning.model_config(self._model(request)))
@@ -97,6 +104,24 @@ class _Routes:
     async def repository_index(self, _: web.Request) -> web.Response:
         return _json(meaning.repository_index(self._service))
 
+    async def load(self, request: web.Request) -> web.Response:
+        await self._service.load(request.match_info["name"], await self._parameters(request))
+        return web.Response()
+
+    async def unload(self, request: web.Request) -> web.Response:
+        await self._service.unload(request.match_info["name"], await self._parameters(request))
+        return web.Response()
+
+    async def _parameters(self, request: web.Request) -> dict[str, object]:
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await request.read()
+            return msgspec.json.decode(body or b"{}", type=_ControlBody).parameters
+        except TimeoutError as error:
+            raise web.HTTPRequestTimeout from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"the body is no load or unload request: {error}") from error
+
     async def nothing(self, _: web.Request) -> web.Response:
         return web.Response()
 
@@ -104,7 +129,7 @@ class _Routes:
         return _json([])
 
     async def infer(self, request: web.Request) -> web.Response:
-        model = self._model(request)
+        self._model(request)
         if request.content_length is not None and request.content_length > self._max_body_bytes:
             return _error(
                 413, f"the body has {request.content_length} bytes, and the server takes {self._max_body_bytes}"
@@ -114,6 +139,7 @@ class _Routes:
                 body = await request.read()
         except TimeoutError:
             return _error(408, f"the body did not come within {self._body_timeout_s:g} s", {"Connection": "close"})
+        model = self._model(request)  # the newest may have changed while the body came
         decoded = v2.decode(body, _header_bytes(request), model.inputs, model.outputs)
         with self._service.call(model.name, model.version, decoded.rows) as call:
             for number, data in enumerate(decoded.inputs):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.errors import EngineStopped, InvalidRequest, QueueFull, RunFailed
+from headrace.processes import without_paths
 from headrace.transport.descriptors import ERROR, REQUEST, Descriptor, pack, unpack
 from headrace.transport.ring import RingClient
 
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 
 LOST = "the backend ended while it held this request; send it again"
 
-_PATH = re.compile(r"(?<![\w.:/])/[^\s'\":,()]+")  # what a message says of our file system is not for clients
-
 
 class ModelFailed(RunFailed):
     """The model raised on these rows; the message is its own, without paths."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_PATH.sub("(path)", text))
+        super().__init__(without_paths(text))
 
 
 @dataclass(slots=True, eq=False)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 from aiohttp import web
 
-from headrace.control import Connect, Listening, Stop
+from headrace.control import Change, Changed, Connect, Listening, Models, Retire, Retired, Seen, Stop, Verb
 from headrace.frontend.http_v2 import make_app
 from headrace.frontend.link import BackendLink
-from headrace.frontend.service import Service
+from headrace.frontend.service import NotReady, Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child
+
+POLL_S = 0.01  # between two looks whether requests under way have ended
 
 
 def run_frontend(job: FrontendJob) -> None:
@@ -22,10 +27,48 @@ def run_frontend(job: FrontendJob) -> None:
     asyncio.run(_Frontend(job).run())
 
 
+class _Control:
+    """Passes clients' changes of models on to the supervisor; see `service.ModelControl`."""
+
+    def __init__(self, control: Connection) -> None:
+        self._control = control
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    async def change(self, verb: Verb, name: str) -> None:
+        self._number += 1
+        number = self._number
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._control.send(Change(number, verb, name))
+            await future
+        except OSError as error:  # the supervisor has ended, and so do we
+            raise NotReady("the server is stopping") from error
+        finally:
+            del self._waiting[number]
+
+    def changed(self, word: Changed) -> None:
+        future = self._waiting.get(word.number)  # none: its client has gone away
+        if future is None or future.done():
+            return
+        if word.error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(word.error)
+
+    def end(self) -> None:
+        """Tell all who wait that they will not hear how it went."""
+        for number in list(self._waiting):
+            self.changed(Changed(number, NotReady("the server is stopping")))
+
+
 class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
-        self._service = Service((job.name,))
+        self._control = _Control(job.control)
+        self._service = Service(job.names, control=self._control if job.explicit_control else None)
+        self._links: dict[int, BackendLink] = {}  # by backend
+        self._retirements: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -49,23 +92,62 @@ class _Frontend:
         """Take the supervisor's words; its end means stop."""
         control = self._job.control
         try:
-            while control.poll():
-                word = control.recv()
-                if isinstance(word, Connect):
-                    self._connect(word)
-                elif isinstance(word, Stop):
-                    self._end()
+            while not self._stop.is_set() and control.poll():
+                self._heed(control.recv())
         except (EOFError, OSError):
+            self._end()
+
+    def _heed(self, word: object) -> None:
+        if isinstance(word, Connect):
+            self._connect(word)
+        elif isinstance(word, Retire):
+            self._let_go(word.backend, lambda: self._say(Retired(word.backend)))
+        elif isinstance(word, Models):
+            self._service.set_statuses(word.versions)
+            self._drop_dead(word)
+            self._say(Seen(word.serial))
+        elif isinstance(word, Changed):
+            self._control.changed(word)
+        elif isinstance(word, Stop):
             self._end()
 
     def _connect(self, word: Connect) -> None:
         link = BackendLink(word.ring, word.model, self._service.remove)
         link.start()
         self._service.add(link)
+        self._links[word.backend] = link
+
+    def _drop_dead(self, word: Models) -> None:
+        """Let go of what has died without our noticing: a link watches its backend from the first request on."""
+        dead = {(each.name, each.version) for each in word.versions if each.state in ("UNAVAILABLE", "LOADING")}
+        for backend, link in list(self._links.items()):
+            if (link.model.name, link.model.version) in dead:
+                self._let_go(backend, lambda: None)
+
+    def _let_go(self, backend: int, then: Callable[[], None]) -> None:
+        link = self._links.pop(backend)
+        self._service.retire(link)
+        task = asyncio.get_running_loop().create_task(self._close_when_idle(link, then))
+        self._retirements.add(task)
+        task.add_done_callback(self._retirements.discard)
+
+    async def _close_when_idle(self, link: BackendLink, then: Callable[[], None]) -> None:
+        while link.in_flight:
+            await asyncio.sleep(POLL_S)
+        link.close()
+        self._service.remove(link)
+        then()
+
+    def _say(self, word: object) -> None:
+        with suppress(OSError):  # the supervisor has ended, and so do we
+            self._job.control.send(word)
 
     def _end(self) -> None:
+        if self._stop.is_set():
+            return
         asyncio.get_running_loop().remove_reader(self._job.control.fileno())
         self._service.draining = True
+        self._control.end()
         self._stop.set()
 
     async def _drain(self) -> None:
@@ -74,4 +156,4 @@ class _Frontend:
         while self._service.in_flight:
             if asyncio.get_running_loop().time() > deadline:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(POLL_S)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace import __version__
 from headrace.clock import now_ns
-from headrace.errors import HeadraceError, UnknownModel
+from headrace.config import MODEL_NAME
+from headrace.errors import HeadraceError, InvalidRequest, UnknownModel
 from headrace.wire.datatypes import FROM_DTYPE
 
 if TYPE_CHECKING:
-    from headrace.control import ServedModel
+    from headrace.control import ServedModel, Verb, VersionStatus
     from headrace.frontend.link import BackendLink, Call
     from headrace.tensors import TensorSpec
 
 SERVER_NAME = "headrace"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORM = "pytorch"
 BACKEND = "headrace"
 
@@ -43,6 +45,13 @@ class InferOptions:
     priority: int = 0  # 1 comes first, larger numbers later; 0: the middle
 
 
+class ModelControl(Protocol):
+    """How a frontend has models loaded and unloaded."""
+
+    async def change(self, verb: Verb, name: str) -> None:
+        """Return when it is done in all frontends. Raises what it fails with."""
+
+
 @dataclass(slots=True)
 class Service:
     """One frontend's view of the server: the models, each version with its link to a backend."""
@@ -51,22 +60,80 @@ class Service:
     links: dict[str, dict[str, BackendLink]] = field(default_factory=dict)  # by name, then version
     draining: bool = False
     totals: Totals = field(default_factory=Totals)
+    statuses: tuple[VersionStatus, ...] = ()  # what the supervisor says of all versions
+    control: ModelControl | None = None  # None: clients may not change models
+    retiring: list[BackendLink] = field(default_factory=list)  # get no more requests, and have some to answer
 
     def is_ready(self) -> bool:
-        """Tell whether every model would take an infer request now."""
-        return not self.draining and all(self.links.get(name) for name in self.names)
+        """Tell whether every model that should be there would take an infer request now."""
+        if not self.statuses:
+            return not self.draining and all(self.links.get(name) for name in self.names)
+        required = (status for status in self.statuses if status.required)
+        return not self.draining and all(status.version in self.links.get(status.name, {}) for status in required)
 
     def add(self, link: BackendLink) -> None:
-        self.links.setdefault(link.model.name, {})[link.model.version] = link
+        """Send requests there from now on; one of the same version that is there gets no more."""
+        versions = self.links.setdefault(link.model.name, {})
+        before = versions.get(link.model.version)
+        versions[link.model.version] = link
+        if before is not None:
+            self.retiring.append(before)
+
+    def retire(self, link: BackendLink) -> None:
+        """Send nothing more there. What is under way goes on; `remove` it when that has ended."""
+        self.remove(link)
+        self.retiring.append(link)
 
     def remove(self, link: BackendLink) -> None:
         versions = self.links.get(link.model.name, {})
         if versions.get(link.model.version) is link:
             del versions[link.model.version]
+        if link in self.retiring:
+            self.retiring.remove(link)
+
+    def set_statuses(self, statuses: tuple[VersionStatus, ...]) -> None:
+        self.statuses = statuses
+        self.names = tuple(dict.fromkeys(status.name for status in statuses))
 
     def model(self, name: str, version: str | None) -> ServedModel:
-        """Return what is known of a model. Raises UnknownModel, or NotReady while it is not."""
+        """Return what is known of a model. Raises UnknownModel, or NotReady while it is not.
+
+        Without a version this is the newest, and it may be another one after the next await.
+        """
         return self._link(name, version).model
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Return the versions of a model that are ready, oldest first."""
+        return tuple(sorted(self.links.get(name, ()), key=int))
+
+    async def load(self, name: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Bring in what the repository now has of a model, without losing a request; return when it serves.
+
+        `parameters` are the request's. Raises InvalidRequest for any, ControlOff, UnknownModel, and what the loading
+        fails with: then what was there goes on.
+        """
+        await self._change("load", name, parameters, allowed=())
+
+    async def unload(self, name: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Take a model out; return when no more requests are taken, though some may still be answered. See `load`."""
+        await self._change("unload", name, parameters, allowed=("unload_dependents",))
+
+    async def _change(
+        self, verb: Verb, name: str, parameters: Mapping[str, object] | None, allowed: tuple[str, ...]
+    ) -> None:
+        refused = [parameter[:128] for parameter in parameters or () if parameter not in allowed]
+        if refused:
+            raise InvalidRequest(
+                f"{verb} takes no parameter {', '.join(refused)}: models come from the server's own repository;"
+                " leave it out"
+            )
+        if self.control is None:
+            raise ControlOff(f"this server lets no client {verb} models; start it with --model-control explicit")
+        if self.draining:
+            raise NotReady("the server is stopping")
+        if re.fullmatch(MODEL_NAME, name) is None:
+            raise UnknownModel(f"{name[:128]!r} is no name of a model")
+        await self.control.change(verb, name)
 
     @contextmanager
     def call(self, name: str, version: str | None, rows: int, options: InferOptions = InferOptions()) -> Iterator[Call]:
@@ -93,25 +160,43 @@ class Service:
     @property
     def in_flight(self) -> int:
         """How many requests have been taken and not answered."""
-        return sum(link.in_flight for versions in self.links.values() for link in versions.values())
+        return sum(link.in_flight for link in self._all_links())
 
     def close(self) -> None:
         """Let go of all backends. No request may be under way."""
-        for versions in self.links.values():
-            for link in versions.values():
-                link.close()
+        for link in self._all_links():
+            link.close()
+
+    def _all_links(self) -> list[BackendLink]:
+        return [*(link for versions in self.links.values() for link in versions.values()), *self.retiring]
 
     def _link(self, name: str, version: str | None) -> BackendLink:
         if name not in self.names:
             raise UnknownModel(f"there is no model {name}; this server has {', '.join(self.names)}")
-        versions = self.links.get(name)
-        if self.draining or not versions:
-            raise NotReady(f"model {name} is not ready: it is being loaded, or the server is stopping; try again")
-        if version is None:
+        versions = self.links.get(name, {})
+        if self.draining:
+            raise NotReady("the server is stopping")
+        if version is None and versions:
             return versions[max(versions, key=int)]
-        if version not in versions:
-            raise UnknownModel(f"model {name} has no version {version}; it has {', '.join(versions)}")
-        return versions[version]
+        if version in versions:
+            return versions[version]
+        raise self._absent(name, version)
+
+    def _absent(self, name: str, version: str | None) -> HeadraceError:
+        """Return why a model has no link: something that a client should wait for, or not."""
+        of_model = [status for status in self.statuses if status.name == name]
+        asked = [status for status in of_model if version in (None, status.version)]
+        if version is not None and of_model and not asked:
+            return UnknownModel(f"model {name} has no version {version}; it has {_versions(of_model)}")
+        which = f"model {name}" if version is None else f"version {version} of model {name}"
+        if not of_model or any(status.required or status.state in ("READY", "LOADING") for status in asked):
+            reasons = [status.reason for status in asked if status.required and status.reason]
+            return NotReady(f"{which} is not ready: {reasons[0] if reasons else 'it is being loaded'}; try again")
+        return UnknownModel(f"{which} is not loaded: {asked[-1].reason or asked[-1].state.lower()}")
+
+
+def _versions(statuses: Sequence[VersionStatus]) -> str:
+    return ", ".join(status.version for status in statuses)
 
 
 class NotReady(HeadraceError):
@@ -121,25 +206,42 @@ class NotReady(HeadraceError):
     grpc_code = "UNAVAILABLE"
 
 
+class ControlOff(HeadraceError):
+    """Clients may not load and unload models here."""
+
+    http_status = 403
+    grpc_code = "PERMISSION_DENIED"
+
+
 def server_metadata() -> dict[str, object]:
     return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def repository_index(service: Service) -> list[dict[str, str]]:
-    """Return every version of every model, with its state."""
+    """Return every version of every model, with its state and, if it is not ready, why."""
     index = []
     for name in service.names:
-        versions = tuple(service.links.get(name, ())) or ("",)
-        state = "READY" if service.links.get(name) and not service.draining else "UNAVAILABLE"
-        index += [{"name": name, "version": version, "state": state, "reason": ""} for version in versions]
+        links = service.links.get(name, {})
+        told = {status.version: status for status in service.statuses if status.name == name}
+        for version in sorted({*told, *links}, key=int) or [""]:
+            state, reason = _state(version in links and not service.draining, told.get(version))
+            index.append({"name": name, "version": version, "state": state, "reason": reason})
     return index
 
 
-def model_metadata(model: ServedModel) -> dict[str, object]:
-    """Return the protocol's model metadata; a leading -1 stands for the rows."""
+def _state(is_linked: bool, told: VersionStatus | None) -> tuple[str, str]:
+    if is_linked:
+        return "READY", ""
+    if told is None or told.state == "READY":  # it is not in this frontend
+        return "UNAVAILABLE", "not connected"
+    return told.state, told.reason
+
+
+def model_metadata(model: ServedModel, versions: Sequence[str] = ()) -> dict[str, object]:
+    """Return the protocol's model metadata; a leading -1 stands for the rows. `versions` are those that are ready."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": list(versions) or [model.version],
         "platform": PLATFORM,
         "inputs": [_tensor(spec) for spec in model.inputs],
         "outputs": [_tensor(spec) for spec in model.outputs],

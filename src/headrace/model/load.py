@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headrace.config import ModelConfig
 from headrace.errors import CheckpointError, ModelError
-from headrace.model.source import build_torchvision, resolve
+from headrace.model.source import ModelSource, build_torchvision, resolve
 from headrace.processes import describe
 
 _SHOWN_KEYS = 3
@@ -34,7 +34,17 @@ def load_model(
     `checkpoint` is for torchvision models only. `mark` is told "weights" when the weights are on the device,
     and "compile wrap" after torch.compile has wrapped them. Raises ModelError, CheckpointError.
     """
-    source = resolve(config.name)
+    return load_source(resolve(config.name), config, checkpoint, device, mark)
+
+
+def load_source(
+    source: ModelSource,
+    config: ModelConfig,
+    checkpoint: Path | None,
+    device: torch.device,
+    mark: Callable[[str], None],
+) -> nn.Module:
+    """Do what `load_model` does, with `config.name` resolved before."""
     if source.kind == "torchvision":
         model = _load_torchvision(config.name, _required(config.name, checkpoint), device)
     else:

@@ -1,4 +1,4 @@
-"""What a model name means: a torchvision model, the built-in EfficientNet-lite0, or the user's own callable.
+"""What a model name means: a torchvision model, the built-in EfficientNet-lite0, the user's callable or program.
 
 A user's file runs in our process, so whatever it raises becomes one sentence that names the line.
 """
@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from headrace.errors import ModelError
 from headrace.model import efficientnet_lite0
+from headrace.model.exported import Exported
 from headrace.processes import describe
 
-ModelKind = Literal["torchvision", "efficientnet_lite0", "callable"]
+ModelKind = Literal["torchvision", "efficientnet_lite0", "callable", "exported"]
+Example = dict[str, Tensor] | tuple[Tensor, ...]
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 _FORMS = ", ".join(
     [
@@ -33,10 +35,17 @@ _FORMS = ", ".join(
         EFFICIENTNET_LITE0,
         "package.module:callable",
         "path/to/file.py:callable",
+        "path/to/exported.pt2",
     ]
 )
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 _OWN_FILE = __file__
+
+
+def images(image_size: int) -> tuple[Tensor]:
+    """Return a small batch of noise as most image models take it: float32 [2, 3, image_size, image_size]."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(2, 3, image_size, image_size, generator=generator),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +53,14 @@ class ModelSource:
     """How to make one model.
 
     `build` raises ModelError. A torchvision model comes out with its initial random weights; the others bring
-    their own.
+    their own. `example_inputs` returns a small batch for it, by name or in order: what the user's module gives from its
+    function of this name, or images of that many pixels; it raises ModelError too.
     """
 
     name: str
     kind: ModelKind
     build: Callable[[], nn.Module]
+    example_inputs: Callable[[int], Example] = images
 
 
 def resolve(name: str) -> ModelSource:
@@ -59,36 +70,14 @@ def resolve(name: str) -> ModelSource:
     """
     if ":" in name:
         return _callable_source(name)
+    if name.endswith(".pt2"):
+        program = Exported.load(Path(name))
+        return ModelSource(name=name, kind="exported", build=program.build, example_inputs=program.example_inputs)
     if name == EFFICIENTNET_LITE0:
         return ModelSource(name=name, kind="efficientnet_lite0", build=efficientnet_lite0.build)
     if name in torchvision_names():
         return ModelSource(name=name, kind="torchvision", build=lambda: build_torchvision(name))
     raise ModelError(f"--model {name}: there is no such model; {_near(name)}the forms are: {_FORMS}")
-
-
-def example_inputs(name: str, image_size: int) -> dict[str, Tensor] | tuple[Tensor, ...]:
-    """Return a small batch for the model: images, or what the user's module gives from its function `example_inputs`.
-
-    Raises ModelError if that fails or gives anything but tensors.
-    """
-    if ":" not in name:
-        generator = torch.Generator().manual_seed(0)
-        return (torch.randn(2, 3, image_size, image_size, generator=generator),)
-    where = name.rpartition(":")[0]
-    source = f"{where}:example_inputs"
-    try:
-        factory = _factory(source)
-    except ModelError:  # it has none: images, as the benchmark sends
-        return example_inputs("", image_size)
-    with _blamed_on_user(source, "example_inputs failed"):
-        made = factory()
-    given = (made,) if isinstance(made, Tensor) else made
-    tensors = list(given.values()) if isinstance(given, dict) else list(given)
-    if not tensors or not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors):
-        raise ModelError(
-            f"--model {name}: example_inputs must return a tensor, a sequence or a dict of tensors with rows"
-        )
-    return given if isinstance(given, dict) else tuple(tensors)
 
 
 def torchvision_names() -> list[str]:
@@ -113,9 +102,28 @@ def _near(name: str) -> str:
 
 
 def _callable_source(name: str) -> ModelSource:
-    folder = _folder(name.rpartition(":")[0])
-    factory = _factory(name)
-    return ModelSource(name=name, kind="callable", build=lambda: _call(name, factory, folder))
+    where, _, attribute = name.rpartition(":")
+    module = _module(name)
+    folder, factory = _folder(where), _find(name, module, attribute)
+    has_examples = callable(getattr(module, "example_inputs", None))
+    return ModelSource(
+        name=name,
+        kind="callable",
+        build=lambda: _call(name, factory, folder),
+        example_inputs=(lambda _: _examples(name, module, folder)) if has_examples else images,
+    )
+
+
+def _examples(name: str, module: ModuleType, folder: Path) -> Example:
+    with _blamed_on_user(name, "example_inputs failed"), _importable(folder):
+        made = module.example_inputs()
+    given = (made,) if isinstance(made, Tensor) else made
+    tensors = list(given.values() if isinstance(given, dict) else given) if isinstance(given, Collection) else []
+    if not tensors or not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors):
+        raise ModelError(
+            f"--model {name}: example_inputs must return a tensor, a sequence or a dict of tensors with rows"
+        )
+    return given if isinstance(given, dict) else tuple(tensors)
 
 
 def _folder(where: str) -> Path:
@@ -126,16 +134,15 @@ def _is_file(where: str) -> bool:
     return where.endswith(".py") or "/" in where
 
 
-def _factory(name: str) -> Callable[[], Any]:
-    """Import what is before the colon and return what is behind it. Raises ModelError."""
+def _module(name: str) -> ModuleType:
+    """Import what is before the colon. Raises ModelError."""
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
         raise ModelError(
             f"--model {name}: a module and a callable are needed around the colon; the forms are: {_FORMS}"
         )
     with _importable(_folder(where)):
-        module = _import_file(name, Path(where)) if _is_file(where) else _import_module(name, where)
-    return _find(name, module, attribute)
+        return _import_file(name, Path(where)) if _is_file(where) else _import_module(name, where)
 
 
 def _import_file(name: str, path: Path) -> ModuleType:
