@@ -255,6 +255,13 @@ class ServeConfig:
     max_body_bytes: int = 256 << 20
     body_timeout_s: float = 30.0  # for a request's body to come
     drain_timeout_s: float = 30.0  # at the end, for what was taken
+    header_timeout_s: float = 10.0  # for a request's head to come
+    idle_timeout_s: float = 75.0  # of a connection between requests
+    max_connections: int = 1024  # of one frontend
+    token_file: Path | None = None  # bearer tokens that are let in; None: everybody
+    tls_cert: Path | None = None  # None: plain text
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients must show a certificate that it signed
 
     def validate(self) -> None:
         self.lanes.validate()
@@ -269,3 +276,14 @@ class ServeConfig:
         require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
         require(self.body_timeout_s > 0, f"--body-timeout {self.body_timeout_s}: must be above 0 s")
         require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")
+        self._validate_connections()
+
+    def _validate_connections(self) -> None:
+        require(self.header_timeout_s > 0, f"--header-timeout {self.header_timeout_s}: must be above 0 s")
+        require(self.idle_timeout_s > 0, f"--idle-timeout {self.idle_timeout_s}: must be above 0 s")
+        require(self.max_connections >= 1, f"--max-connections {self.max_connections}: must be at least 1")
+        require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
+        require(
+            self.tls_client_ca is None or self.tls_cert is not None,
+            "--tls-client-ca: only encrypted connections show certificates; add --tls-cert and --tls-key",
+        )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from headrace import lanes_options, options
 from headrace.config import ServeConfig
+from headrace.frontend.auth import require_usable
+from headrace.frontend_job import access_settings
 
 MAX_BATCH_SIZE = 32
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
@@ -39,9 +41,29 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--body-timeout", type=float, default=30.0, metavar="S", help="for a request's body to come (default: 30)"
     )
     group.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="at the end (default: 30)")
+    _add_connection_options(parser)
     options.add_model_options(parser)
     lanes_options.add_lanes_options(parser)
     parser.set_defaults(batch_size=MAX_BATCH_SIZE, max_batch_size=MAX_BATCH_SIZE)
+
+
+def _add_connection_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("connections")
+    group.add_argument(
+        "--header-timeout", type=float, default=10.0, metavar="S", help="for a request's head to come (default: 10)"
+    )
+    group.add_argument(
+        "--idle-timeout", type=float, default=75.0, metavar="S", help="of a connection between requests (default: 75)"
+    )
+    group.add_argument("--max-connections", type=int, default=1024, metavar="N", help="of one frontend (default: 1024)")
+    group.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="bearer tokens that are let in, one per line (default: all are)"
+    )
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM: encrypt connections")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    group.add_argument(
+        "--tls-client-ca", type=Path, metavar="FILE", help="let in only clients with a certificate that this signed"
+    )
 
 
 def serve_config(args: argparse.Namespace) -> ServeConfig:
@@ -62,6 +84,14 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
         max_body_bytes=args.max_body_bytes,
         body_timeout_s=args.body_timeout,
         drain_timeout_s=args.drain_timeout,
+        header_timeout_s=args.header_timeout,
+        idle_timeout_s=args.idle_timeout,
+        max_connections=args.max_connections,
+        token_file=args.token_file,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+        tls_client_ca=args.tls_client_ca,
     )
     config.validate()
+    require_usable(access_settings(config))
     return config

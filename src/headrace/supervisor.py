@@ -23,7 +23,7 @@ from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.config import ServeConfig
 from headrace.control import Attach, BackendReady, Connect, Listening, ServedModel, Stop
 from headrace.errors import HeadraceError, InvalidOption, RunFailed
-from headrace.frontend_job import FrontendJob
+from headrace.frontend_job import FrontendJob, access_settings, http_settings
 from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
@@ -115,8 +115,8 @@ class Supervisor:
             name=self._config.name,
             listener=listener,
             control=control,
-            max_body_bytes=self._config.max_body_bytes,
-            body_timeout_s=self._config.body_timeout_s,
+            http=http_settings(self._config),
+            access=access_settings(self._config),
             drain_timeout_s=self._config.drain_timeout_s,
         )
 

@@ -90,6 +90,10 @@ class Service:
         self.totals.inference_count += rows
         self.totals.success_ns += now_ns() - began_ns
 
+    def free_share(self, name: str, version: str | None) -> float:
+        """Return which share of a model's rows is free. Raises UnknownModel and NotReady."""
+        return self._link(name, version).free_share
+
     @property
     def in_flight(self) -> int:
         """How many requests have been taken and not answered."""
