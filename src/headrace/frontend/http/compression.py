@@ -21,22 +21,25 @@ async def decompressed(data: memoryview, encoding: str, limit: int) -> memoryvie
         return data
     if encoding not in _WINDOW_BITS:
         raise Refused(415, f"Content-Encoding {encoding[:40]} is not taken; send gzip, deflate or neither")
-    if len(data) <= LONG_BYTES and limit <= LONG_BYTES:
-        return _decompress(data, encoding, limit)
-    return await asyncio.to_thread(_decompress, data, encoding, limit)
-
-
-def _decompress(data: memoryview, encoding: str, limit: int) -> memoryview:
     machine = zlib.decompressobj(_WINDOW_BITS[encoding])
-    try:
-        plain = machine.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"the body is no {encoding}: {error}") from error
+    plain = b""
+    if len(data) <= LONG_BYTES:
+        plain = _more(machine, data, encoding, min(limit, LONG_BYTES) + 1)
+        data = memoryview(machine.unconsumed_tail)
+    if not machine.eof and data and len(plain) <= limit:
+        plain += await asyncio.to_thread(_more, machine, data, encoding, limit + 1 - len(plain))
     if len(plain) > limit:
         raise Refused(413, f"the body has more than {limit} bytes once it is decompressed; send less")
     if not machine.eof or machine.unused_data:
         raise InvalidRequest(f"the body is no {encoding}: it ends too early, or something follows it")
     return memoryview(plain)
+
+
+def _more(machine: zlib._Decompress, data: memoryview, encoding: str, limit: int) -> bytes:
+    try:
+        return machine.decompress(data, limit)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is no {encoding}: {error}") from error
 
 
 def accepted(header: str) -> str | None:
