@@ -160,5 +160,5 @@ class FakeTransport:
 
 async def settle():
     """Let everything happen that can happen without another event."""
-    for _ in range(50):
+    for _ in range(20):
         await asyncio.sleep(0)

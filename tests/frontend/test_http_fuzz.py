@@ -2,8 +2,6 @@
 
 import asyncio
 import gzip
-import json
-import struct
 from itertools import pairwise
 
 import httptools
@@ -13,52 +11,16 @@ from hypothesis import strategies as st
 
 from headrace.frontend.http.stream import Stream
 from tests.frontend.fakes import FakeLink, FakeTransport, front_of, settle
+from tests.frontend.requests import BINARY, HEADER, JSON, N, X, binary, chunked, get, sized
 
-X, N = struct.pack("<4f", 1, 2, 3, 4), struct.pack("<q", 7)
-BINARY = json.dumps(
-    {
-        "id": "a",
-        "inputs": [
-            {"name": "n", "shape": [1], "datatype": "INT64", "parameters": {"binary_data_size": 8}},
-            {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}},
-        ],
-        "parameters": {"binary_data_output": True},
-    }
-).encode()
-JSON = json.dumps(
-    {
-        "inputs": [
-            {"name": "n", "shape": [2], "datatype": "INT64", "data": [1, 2]},
-            {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, 4], [5, 6, 7, 8]]},
-        ]
-    }
-).encode()
-
-
-def post(body, *headers, path="/v2/models/m/infer", version="1.1"):
-    lines = [f"POST {path} HTTP/{version}", "Host: x", *headers]
-    return "\r\n".join([*lines, "\r\n"]).encode() + body
-
-
-def sized(body, *headers, **more):
-    return post(body, f"Content-Length: {len(body)}", *headers, **more)
-
-
-def chunked(body, size, *headers):
-    pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    data = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
-    return post(data, "Transfer-Encoding: chunked", *headers)
-
-
-HEADER = f"Inference-Header-Content-Length: {len(BINARY)}"
 GOOD = {
-    "binary": sized(BINARY + N + X, HEADER),
+    "binary": binary(),
     "JSON": sized(JSON),
     "chunked": chunked(JSON, 50),
     "chunked binary": chunked(BINARY + N + X, 33, HEADER),
     "gzip": sized(gzip.compress(JSON), "Content-Encoding: gzip", "Accept-Encoding: gzip"),
     "expects": sized(BINARY + N + X, HEADER, "Expect: 100-continue"),
-    "metadata": b"GET /v2/models/m HTTP/1.1\r\nHost: x\r\n\r\n",
+    "metadata": get("/v2/models/m"),
     "wrong shape": sized(JSON.replace(b"[2]", b"[3]")),
     "wrong binary": sized(BINARY + N + X + b"more", HEADER),
     "not found": sized(b"some body", path="/nothing"),
@@ -106,10 +68,9 @@ async def send(transport, data, cuts):
     rest = b""
     for begin, end in pairwise(bounds):
         rest = bytes(rest) + data[begin:end]
-        for _ in range(3):
-            rest = transport.feed(rest)
-            await settle()
-    for _ in range(1000):
+        rest = transport.feed(rest)
+        await settle()
+    for _ in range(100):
         if not len(rest) or transport.is_closed:
             return
         rest = transport.feed(rest)

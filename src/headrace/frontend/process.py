@@ -13,13 +13,14 @@ from headrace.frontend.http.front import Front, make_front
 from headrace.frontend.link import BackendLink
 from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
-from headrace.processes import become_child
+from headrace.processes import become_child, keep_freed_memory
 
 
 def run_frontend(job: FrontendJob) -> None:
     """Serve until told to stop. The target of the process."""
     become_child()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to hear
+    keep_freed_memory()
     uvloop.run(_Frontend(job).run())
 
 

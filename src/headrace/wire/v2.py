@@ -167,7 +167,7 @@ def encode(
 def _parsed(json: bytes | memoryview) -> _Request:
     try:
         request = _decode(json)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request is no v2 infer request: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("the request's JSON is nested too deeply; send data flat, or as binary tensors") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import httptools
+import numpy as np
 
 from headrace.frontend.http.head import HEAD_BYTES, Refused
 
@@ -54,7 +55,7 @@ class Body:
         """Return all that is left of the body, in memory of its own."""
         if self._is_chunked:
             return memoryview(await self._read_chunks())
-        data = memoryview(bytearray(self.remaining))
+        data = np.empty(self.remaining, np.uint8).data  # not zeroed, unlike a bytearray
         await self.fill(data)
         return data
 

@@ -37,13 +37,13 @@ class Answerer:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, stream: Stream, head: Head, body: Body, *, keep_alive: bool, send_timeout_s: float) -> None:
+    def __init__(self, stream: Stream, head: Head, body: Body, shared: Answerer) -> None:
         self.head = head
         self.body = body
-        self.keep_alive = keep_alive
+        self.keep_alive = head.keep_alive  # the next request can be read
         self.is_answered = False
         self._stream = stream
-        self._send_timeout_s = send_timeout_s
+        self._shared = shared
 
     async def send(self, reply: Reply | None) -> None:
         """Send the answer; once this returns the reply's memory is free again. None: it was sent before.
@@ -53,11 +53,12 @@ class Exchange:
         if reply is None:
             return
         self.is_answered = True
-        self.keep_alive = self.keep_alive and not self.body.is_spoilt
+        self.keep_alive = self.keep_alive and not self.body.is_spoilt and not self._shared.stopping
         connection = None if self.keep_alive else "close"
         if self.keep_alive and self.head.is_http_1_0:
             connection = "keep-alive"
-        await send(self._stream, pieces(reply, connection, with_body=self.head.method != "HEAD"), self._send_timeout_s)
+        data = pieces(reply, connection, with_body=self.head.method != "HEAD")
+        await send(self._stream, data, self._shared.settings.body_timeout_s)
 
 
 async def send(stream: Stream, data: Sequence[bytes | memoryview], timeout_s: float) -> None:
@@ -99,13 +100,7 @@ class Connection:
         except Refused as refused:
             await self._turn_away(refused)
             return False
-        exchange = Exchange(
-            self._stream,
-            head,
-            body,
-            keep_alive=head.keep_alive and not self._shared.stopping,
-            send_timeout_s=settings.body_timeout_s,
-        )
+        exchange = Exchange(self._stream, head, body, self._shared)
         await self._answer(exchange)
         self.is_busy = False
         return exchange.keep_alive
