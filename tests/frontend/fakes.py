@@ -144,6 +144,9 @@ class FakeTransport:
             self.waiting.clear()
             self.protocol.resume_writing()
 
+    def is_closing(self):
+        return self.is_closed
+
     def can_write_eof(self):
         return True
 

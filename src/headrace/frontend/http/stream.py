@@ -137,10 +137,13 @@ class Stream(asyncio.BufferedProtocol):
 
     def say(self, data: bytes) -> None:
         """Write a few bytes."""
-        self.transport.write(data)
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     async def write(self, pieces: Sequence[Buffer], deadline: float) -> None:
         """Write, and return once the kernel has all of it: the pieces' memory is free again."""
+        if self.transport.is_closing():  # the client has gone, and the task is about to be told
+            return
         self.transport.writelines(pieces)
         while self._is_blocked:
             await self._wait(deadline)
@@ -150,7 +153,7 @@ class Stream(asyncio.BufferedProtocol):
 
         A connection that is closed with bytes unread is reset, and the client would lose the answer (RFC 9112, 9.6).
         """
-        if self.transport.can_write_eof():
+        if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
         deadline = self._loop.time() + LINGER_S
         with suppress(TimeoutError):
@@ -177,7 +180,7 @@ class Stream(asyncio.BufferedProtocol):
         return bytes(self._inbox[self._begin : min(self._begin + limit, self._end)])
 
     def _resume(self) -> None:
-        if self._is_paused:
+        if self._is_paused and not self.transport.is_closing():
             self._is_paused = False
             self.transport.resume_reading()
 
