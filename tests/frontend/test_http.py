@@ -5,6 +5,7 @@ import gzip
 import json
 import socket
 import ssl
+import struct
 import zlib
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -355,8 +356,26 @@ async def test_a_client_that_leaves_while_its_request_waits_ends_it():
         client.send(binary())
         await world.until(lambda: link.asked)
         client.writer.close()
-        await world.until(lambda: not link.in_flight)
-        assert not world.front._connections
+        await world.until(lambda: not world.front._connections)
+        assert not link.in_flight
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+@on_loop
+async def test_clients_that_reset_their_connections_anywhere_leave_nothing(kind):
+    link = FakeLink(rows=8, inputs=LARGE) if kind == "large" else FakeLink()
+    data = sized(bytes(4 << 20), "Inference-Header-Content-Length: 0") if kind == "large" else binary()
+    async with serving(link) as world:
+        for number in range(60):
+            client = await world.connect()
+            client.send(data[: len(data) * number // 50])
+            if number % 3:
+                await world.until(lambda: world.front._connections)
+            ours = client.writer.transport.get_extra_info("socket")
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.writer.transport.abort()
+        await world.until(lambda: not world.front._connections)
+        assert link.in_flight == 0
 
 
 @on_loop

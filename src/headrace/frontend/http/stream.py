@@ -22,7 +22,8 @@ Buffer = bytes | bytearray | memoryview
 class Stream(asyncio.BufferedProtocol):
     """One connection. Deadlines are of the event loop's clock; what waits past one raises TimeoutError.
 
-    `serve` is run as `task` as soon as the connection is there, and cancelled when it has gone; `lost` is told last.
+    `serve` is run as `task` as soon as the connection is there, and cancelled when it has gone; `lost` is told when
+    both have ended.
     Only `serve` may call what is awaitable.
     """
 
@@ -66,7 +67,7 @@ class Stream(asyncio.BufferedProtocol):
         self._target = None
         if self.task is not None:
             self.task.cancel()
-        self._lost(self)
+            self.task.add_done_callback(lambda _: self._lost(self))
 
     def pause_writing(self) -> None:
         self._is_blocked = True
