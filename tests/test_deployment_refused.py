@@ -15,7 +15,7 @@ from tests.deployments import TWO, read
         ("[server]\nhtp_port = 1", "headrace.toml: [server] htp_port: there is no such key; did you mean http_port?"),
         (
             "[server]\nxyzzy = 1",
-            "xyzzy: there is no such key; there are: body_timeout, drain_timeout, frontends, host,",
+            "xyzzy: there is no such key; there are: body_timeout, drain_timeout, frontends, ",
         ),
         ("[server]\nprecision = 1", "[server] precision: there is no such key; it belongs in [[models]]"),
         ('[[models]]\nsorce = "x"', "[[models]] sorce: there is no such key; did you mean source?"),

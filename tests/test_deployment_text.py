@@ -44,12 +44,17 @@ def value_of(described):
     }[described.kind]
 
 
+TLS = {"tls_cert", "tls_key", "tls_client_ca"}
+
+
 @st.composite
 def written(draw, section, source=False):
     """Return some options of a section, with values, by key."""
     chosen = draw(st.sets(st.sampled_from([each.field for each in OPTIONS[section]])))
     if chosen >= {"buckets", "max_batch_size"}:  # which would have to agree
         chosen.remove("buckets")
+    if chosen & TLS:  # none is of use without the others
+        chosen |= TLS
     return {each: draw(value_of(each)) for each in OPTIONS[section] if each.field in chosen | ({"source"} & {source})}
 
 

@@ -148,6 +148,18 @@ def test_a_known_client_gets_the_models_answers(server, rows, binary):
     assert answer.get_response()["id"] == "r1"
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_a_known_client_may_compress_both_ways(server, algorithm):
+    inputs, values, _ = triton_inputs(4, 2, binary=True)
+    answer = triton.InferenceServerClient(server.address).infer(
+        "served",
+        inputs,
+        request_compression_algorithm=algorithm,
+        response_compression_algorithm=algorithm,
+    )
+    np.testing.assert_array_equal(answer.as_numpy("doubled"), values * 2)
+
+
 def test_what_the_client_asks_of_the_server_is_answered(server):
     client = triton.InferenceServerClient(server.address)
     assert client.is_server_live()
@@ -332,8 +344,12 @@ def test_a_second_signal_does_not_wait(small_server):
         (["resnet18", "--frontends", "0"], "must be 1 to 64"),
         (["resnet18", "--host", "203.0.113.1"], "cannot listen there"),
         (["{folder}/raises.py:build"], "the callable failed"),
+        (["resnet18", "--tls-cert", "x.pem"], "give both or neither"),
+        (["resnet18", "--tls-client-ca", "x.pem"], "add --tls-cert and --tls-key"),
+        (["resnet18", "--token-file", "{folder}/none"], "cannot be read (No such file"),
+        (["resnet18", "--max-connections", "0"], "must be at least 1"),
     ],
-    ids=["model", "port", "frontends", "address", "callable"],
+    ids=["model", "port", "frontends", "address", "callable", "key", "client CA", "tokens", "connections"],
 )
 def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path, options, words):
     (tmp_path / "raises.py").write_text("def build():\n    raise ValueError('no')\n")

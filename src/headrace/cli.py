@@ -21,6 +21,8 @@ from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
+from headrace.frontend.auth import require_usable
+from headrace.frontend_job import access_settings
 from headrace.study import compare
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -239,7 +241,9 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
     deployment = serve_options.deployment(args)
     for note in deployment.notes:
         screen.tell(note)
-    Supervisor(deployment.config(), screen.tell).run()
+    config = deployment.config()
+    require_usable(access_settings(config))
+    Supervisor(config, screen.tell).run()
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -313,9 +313,28 @@ class ServeConfig:
         computed="8 largest batches of the model",
     )
     max_body_bytes: int = option(256 << 20, "largest body of a request", limits=(1024, math.inf))
-    body_timeout_s: float = option(30.0, "for a request's body to come", key="body_timeout", limits=(0.001, math.inf))
+    body_timeout_s: float = option(
+        30.0, "for a body to come, and for an answer to be taken", key="body_timeout", limits=(0.001, math.inf)
+    )
+    header_timeout_s: float = option(
+        10.0, "for a request's head to come", key="header_timeout", limits=(0.001, math.inf), group="connections"
+    )
+    idle_timeout_s: float = option(
+        75.0, "of a connection between requests", key="idle_timeout", limits=(0.001, math.inf), group="connections"
+    )
+    max_connections: int = option(1024, "of one frontend", limits=(1, math.inf), group="connections")
     drain_timeout_s: float = option(
         30.0, "at the end, or before a version ends, for what was taken", key="drain_timeout", limits=(0, math.inf)
+    )
+    token_file: Path | None = option(
+        None, "bearer tokens that are let in, one per line", metavar="FILE", computed="all are", group="connections"
+    )
+    tls_cert: Path | None = option(
+        None, "certificate chain, PEM: encrypt connections", metavar="FILE", group="connections"
+    )
+    tls_key: Path | None = option(None, "its private key, PEM", metavar="FILE", group="connections")
+    tls_client_ca: Path | None = option(
+        None, "let in only clients with a certificate that this signed, PEM", metavar="FILE", group="connections"
     )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
@@ -344,3 +363,11 @@ class ServeConfig:
                 self.queue_rows_of(each.largest_batch) >= each.largest_batch,
                 f"--queue-rows {self.queue_rows}: must hold a largest batch of {each.name}, {each.largest_batch} rows",
             )
+        self._validate_connections()
+
+    def _validate_connections(self) -> None:
+        require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
+        require(
+            self.tls_client_ca is None or self.tls_cert is not None,
+            "--tls-client-ca: only encrypted connections show certificates; add --tls-cert and --tls-key",
+        )

@@ -5,6 +5,32 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.config import ServeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """Limits of one frontend's HTTP; times in seconds."""
+
+    max_body_bytes: int = 256 << 20  # also of what a compressed body becomes
+    body_timeout_s: float = 30.0  # for a body to come, and for an answer to be taken
+    header_timeout_s: float = 10.0  # for a head to come
+    idle_timeout_s: float = 75.0  # of a connection between requests
+    max_connections: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who is let in, over any protocol. None: everybody, in plain text."""
+
+    token_file: Path | None = None  # one bearer token per line
+    tls_cert: Path | None = None  # PEM, as are the others
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients must show a certificate that it signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +41,25 @@ class FrontendJob:
     explicit_control: bool  # clients may load and unload models
     listener: socket.socket
     control: Connection
-    max_body_bytes: int
-    body_timeout_s: float
+    http: HttpSettings
+    access: AccessSettings
     drain_timeout_s: float
+
+
+def http_settings(config: ServeConfig) -> HttpSettings:
+    return HttpSettings(
+        max_body_bytes=config.max_body_bytes,
+        body_timeout_s=config.body_timeout_s,
+        header_timeout_s=config.header_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+        max_connections=config.max_connections,
+    )
+
+
+def access_settings(config: ServeConfig) -> AccessSettings:
+    return AccessSettings(
+        token_file=config.token_file,
+        tls_cert=config.tls_cert,
+        tls_key=config.tls_key,
+        tls_client_ca=config.tls_client_ca,
+    )

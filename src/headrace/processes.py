@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError, RunFailed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PATH = re.compile(r"(?<![\w.:/])/[^\s'\":,()]+")
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,17 @@ def children_deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc use large blocks again rather than give them back to the system each time (mallopt(3)).
+
+    A body of 750 KB in fresh memory costs more for its page faults than for its bytes. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_TOP_PAD, 16 << 20)):
+            mallopt(parameter, value)
 
 
 def describe(error: BaseException) -> str:

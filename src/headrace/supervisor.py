@@ -34,7 +34,7 @@ from headrace.control import (
     Stop,
 )
 from headrace.errors import HeadraceError, InvalidOption
-from headrace.frontend_job import FrontendJob
+from headrace.frontend_job import FrontendJob, access_settings, http_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
 from headrace.processes import ChildFailed
 from headrace.repository import Found, Repository
@@ -120,8 +120,8 @@ class Supervisor:
             explicit_control=self._config.model_control == "explicit",
             listener=self._listener,
             control=control,
-            max_body_bytes=self._config.max_body_bytes,
-            body_timeout_s=self._config.body_timeout_s,
+            http=http_settings(self._config),
+            access=access_settings(self._config),
             drain_timeout_s=self._config.drain_timeout_s,
         )
 

@@ -6,7 +6,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import InvalidRequest
@@ -26,6 +26,7 @@ def values_of(spec, rows, seed):
 
 
 @given(rows=st.integers(1, 4), seed=st.integers(0, 99), binary=st.lists(st.booleans(), min_size=10, max_size=10))
+@settings(deadline=None)
 def test_every_datatype_crosses_as_json_and_as_bytes_and_both_mixed(rows, seed, binary):
     tensors, tail = [], b""
     for spec, as_bytes in zip(SPECS, binary, strict=True):
@@ -39,20 +40,21 @@ def test_every_datatype_crosses_as_json_and_as_bytes_and_both_mixed(rows, seed, 
             tensor["data"] = values.tolist() if seed % 2 else values.reshape(-1).tolist()
         tensors.append(tensor)
     head = json.dumps({"id": "a", "inputs": tensors}).encode()
-    decoded = v2.decode(head + tail, len(head), SPECS, SPECS)
+    decoded = v2.decode(head, len(tail), SPECS, SPECS)
     assert (decoded.id, decoded.rows) == ("a", rows)
-    for spec, data in zip(SPECS, decoded.inputs, strict=True):
+    assert sorted([*decoded.inline, *decoded.binary]) == list(range(len(SPECS)))
+    for spec, data in zip(SPECS, decoded.gather(memoryview(tail), SPECS), strict=True):
         assert bytes(data) == values_of(spec, rows, seed).tobytes()
 
 
 @given(rows=st.integers(1, 4), seed=st.integers(0, 99), binary=st.booleans())
+@settings(deadline=None)
 def test_responses_hold_the_outputs_in_the_form_asked_for(rows, seed, binary):
-    request = v2.InferRequest("b", rows, (), tuple(v2.WantedOutput(spec.name, binary) for spec in reversed(SPECS)))
+    request = v2.InferRequest("b", rows, {}, (), tuple(v2.WantedOutput(spec.name, binary) for spec in reversed(SPECS)))
     raw = {spec.name: memoryview(values_of(spec, rows, seed).tobytes()) for spec in SPECS}
     encoded = v2.encode(request, "m", "3", raw, SPECS)
-    head = json.loads(encoded.body[: encoded.header_bytes])
+    head, tensors = json.loads(encoded.json), list(encoded.tensors)
     assert (head["model_name"], head["model_version"], head["id"]) == ("m", "3", "b")
-    at = encoded.header_bytes
     for spec, output in zip(reversed(SPECS), head["outputs"], strict=True):
         values = values_of(spec, rows, seed)
         assert (output["name"], output["shape"], output["datatype"]) == (spec.name, [rows, 2, 3], spec.name.upper())
@@ -61,19 +63,21 @@ def test_responses_hold_the_outputs_in_the_form_asked_for(rows, seed, binary):
             assert not binary
             assert output["data"] == values.reshape(-1).tolist()
         else:
-            assert encoded.body[at : at + size] == values.tobytes()
-            at += size
-    assert at == len(encoded.body)
+            assert size == values.nbytes
+            assert bytes(tensors.pop(0)) == values.tobytes()
+    assert not tensors
 
 
 def test_a_body_may_be_the_only_inputs_bytes():
     values = np.arange(6, dtype=np.float32)
-    decoded = v2.decode(values.tobytes(), 0, IMAGE, IMAGE)
+    decoded = v2.decode_raw(values.nbytes, IMAGE, IMAGE)
     assert decoded.rows == 3
-    assert bytes(decoded.inputs[0]) == values.tobytes()
+    assert bytes(decoded.gather(memoryview(values.tobytes()), IMAGE)[0]) == values.tobytes()
     assert decoded.outputs == (v2.WantedOutput("x", binary=True),)
     with pytest.raises(InvalidRequest, match="a raw body of 7 bytes"):
-        v2.decode(b"1234567", 0, IMAGE, IMAGE)
+        v2.decode_raw(7, IMAGE, IMAGE)
+    with pytest.raises(InvalidRequest, match="can fill one input; the model has 10"):
+        v2.decode_raw(8, SPECS, SPECS)
 
 
 def request(**changes):
@@ -89,6 +93,7 @@ def request(**changes):
         ({}, "missing required field `inputs`"),
         ({"inputs": []}, "inputs none were given; the model takes x"),
         (request(name="y"), "inputs y were given; the model takes x"),
+        (request(datatype="BYTES"), "input x is BYTES, and models here take numbers only; send FP32"),
         (request(datatype="FP64"), "datatype FP64; the model takes FP32"),
         (request(shape=[1, 3]), r"shape \[1, 3\]; the model takes \[rows, 2\]"),
         (request(shape=[0, 2], data=[]), "rows at least 1"),
@@ -99,7 +104,7 @@ def request(**changes):
         (request(data=None), "neither data nor binary_data_size"),
         (request(parameters={"binary_data_size": 8}), "both data and binary_data_size"),
         (request(data=None, parameters={"binary_data_size": 8}), "0 are left in the body"),
-        (request(data=None, parameters={"binary_data_size": "8"}), "binary_data_size 8; its shape needs 8"),
+        (request(data=None, parameters={"binary_data_size": "8"}), "binary_data_size '8'; its shape needs 8"),
         (request(parameters={"shared_memory_region": "r"}), "this server offers none"),
         (request() | {"outputs": [{"name": "z"}]}, "output z was asked for; the model gives x"),
         ("[" * 100_000, "no v2 infer request|nested too deeply"),
@@ -108,7 +113,7 @@ def request(**changes):
 def test_what_is_wrong_is_refused_and_named(body, message):
     data = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
     with pytest.raises(InvalidRequest, match=message):
-        v2.decode(data, None, IMAGE, IMAGE)
+        v2.decode(data, 0, IMAGE, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -119,18 +124,57 @@ def test_numbers_that_the_datatype_cannot_hold_are_refused(dtype, data):
     spec = (TensorSpec(name="x", dtype=dtype, features=(2,)),)
     datatype = next(name for name, each in TO_DTYPE.items() if each == dtype)
     with pytest.raises(InvalidRequest, match=f"values that are no {datatype}"):
-        v2.decode(msgspec.json.encode(request(datatype=datatype, data=data)), None, spec, spec)
+        v2.decode(msgspec.json.encode(request(datatype=datatype, data=data)), 0, spec, spec)
 
 
-@given(body=st.binary(max_size=200), header=st.none() | st.integers(-3, 300))
-def test_no_bytes_at_all_raise_anything_else(body, header):
+@given(json=st.binary(max_size=200), tail_bytes=st.integers(0, 300))
+def test_no_bytes_at_all_raise_anything_else(json, tail_bytes):
     try:
-        v2.decode(body, header, IMAGE, IMAGE)
+        v2.decode(json, tail_bytes, IMAGE, IMAGE)
     except InvalidRequest:
         return
+
+
+def test_text_that_is_no_utf_8_is_refused():
+    with pytest.raises(InvalidRequest, match="no v2 infer request: 'utf-8' codec"):
+        v2.decode(msgspec.json.encode(request()).replace(b"FP32", b"FP\x8032"), 0, IMAGE, IMAGE)
 
 
 def test_bytes_that_belong_to_no_input_are_refused():
     head = msgspec.json.encode(request(data=None, parameters={"binary_data_size": 8}))
     with pytest.raises(InvalidRequest, match="3 bytes of the body belong to no input"):
-        v2.decode(head + bytes(11), len(head), IMAGE, IMAGE)
+        v2.decode(head, 11, IMAGE, IMAGE)
+
+
+def test_the_headers_length_may_not_exceed_the_bodys():
+    assert v2.json_bytes(None, 7) == 7
+    assert v2.json_bytes(7, 7) == 7
+    with pytest.raises(InvalidRequest, match="is 8; it must be 0 to the body's 7 bytes"):
+        v2.json_bytes(8, 7)
+
+
+def with_parameters(**parameters):
+    return msgspec.json.encode(request() | {"parameters": parameters})
+
+
+def test_timeout_and_priority_are_read_and_unknown_parameters_are_not():
+    decoded = v2.decode(with_parameters(timeout=5, priority=2, more={"a": 1}, sequence_id=0), 0, IMAGE, IMAGE)
+    assert (decoded.timeout_us, decoded.priority) == (5, 2)
+    decoded = v2.decode(with_parameters(), 0, IMAGE, IMAGE)
+    assert (decoded.timeout_us, decoded.priority) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"timeout": -1}, "timeout is -1; it must be a whole number"),
+        ({"timeout": 1.5}, "timeout is 1.5"),
+        ({"timeout": True}, "timeout is True"),
+        ({"timeout": 2**60}, "timeout is 1152921504606846976"),
+        ({"priority": "9" * 1000}, "priority is '9+\\.\\.\\.;"),
+        ({"sequence_id": 3, "sequence_start": True}, "has sequence_id, sequence_start; stateful models"),
+    ],
+)
+def test_parameters_that_cannot_be_kept_are_refused(parameters, message):
+    with pytest.raises(InvalidRequest, match=message):
+        v2.decode(with_parameters(**parameters), 0, IMAGE, IMAGE)

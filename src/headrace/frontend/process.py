@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from aiohttp import web
+import uvloop
 
 from headrace.control import Change, Changed, Connect, Listening, Models, Retire, Retired, Seen, Stop, Verb
-from headrace.frontend.http_v2 import make_app
+from headrace.frontend.http.front import Front, make_front
 from headrace.frontend.link import BackendLink
 from headrace.frontend.service import NotReady, Service
 from headrace.frontend_job import FrontendJob
-from headrace.processes import become_child
+from headrace.processes import become_child, keep_freed_memory
 
 POLL_S = 0.01  # between two looks whether requests under way have ended
 
@@ -24,7 +25,8 @@ def run_frontend(job: FrontendJob) -> None:
     """Serve until told to stop. The target of the process."""
     become_child()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to hear
-    asyncio.run(_Frontend(job).run())
+    keep_freed_memory()
+    uvloop.run(_Frontend(job).run())
 
 
 class _Control:
@@ -72,21 +74,17 @@ class _Frontend:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        runner = web.AppRunner(self._app(), handler_cancellation=True)
-        await runner.setup()
-        site = web.SockSite(runner, self._job.listener)
-        await site.start()
+        front = make_front(self._service, self._job.http, self._job.access)
+        await front.start(self._job.listener)
         control = self._job.control
         asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
+        os.set_blocking(control.fileno(), True)  # uvloop has made it otherwise, and words are to be read whole
         control.send(Listening())
         await self._stop.wait()
-        await site.stop()
-        await self._drain()
-        await runner.cleanup()
+        front.stop_accepting()
+        await self._drain(front)
+        await front.close()
         self._service.close()
-
-    def _app(self) -> web.Application:
-        return make_app(self._service, self._job.max_body_bytes, self._job.body_timeout_s)
 
     def _hear(self) -> None:
         """Take the supervisor's words; its end means stop."""
@@ -150,10 +148,10 @@ class _Frontend:
         self._control.end()
         self._stop.set()
 
-    async def _drain(self) -> None:
+    async def _drain(self, front: Front) -> None:
         """Wait until what was taken has been answered, within the limit."""
         deadline = asyncio.get_running_loop().time() + self._job.drain_timeout_s
-        while self._service.in_flight:
+        while self._service.in_flight or front.in_flight:
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(POLL_S)

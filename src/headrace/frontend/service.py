@@ -157,6 +157,10 @@ class Service:
         self.totals.inference_count += rows
         self.totals.success_ns += now_ns() - began_ns
 
+    def free_share(self, name: str, version: str | None) -> float:
+        """Return which share of a model's rows is free. Raises UnknownModel and NotReady."""
+        return self._link(name, version).free_share
+
     @property
     def in_flight(self) -> int:
         """How many requests have been taken and not answered."""
@@ -186,17 +190,14 @@ class Service:
         """Return why a model has no link: something that a client should wait for, or not."""
         of_model = [status for status in self.statuses if status.name == name]
         asked = [status for status in of_model if version in (None, status.version)]
-        if version is not None and of_model and not asked:
-            return UnknownModel(f"model {name} has no version {version}; it has {_versions(of_model)}")
+        known = sorted({status.version for status in of_model} | self.links.get(name, {}).keys(), key=int)
+        if version is not None and known and not asked:
+            return UnknownModel(f"model {name} has no version {version}; it has {', '.join(known)}")
         which = f"model {name}" if version is None else f"version {version} of model {name}"
         if not of_model or any(status.required or status.state in ("READY", "LOADING") for status in asked):
             reasons = [status.reason for status in asked if status.required and status.reason]
             return NotReady(f"{which} is not ready: {reasons[0] if reasons else 'it is being loaded'}; try again")
         return UnknownModel(f"{which} is not loaded: {asked[-1].reason or asked[-1].state.lower()}")
-
-
-def _versions(statuses: Sequence[VersionStatus]) -> str:
-    return ", ".join(status.version for status in statuses)
 
 
 class NotReady(HeadraceError):

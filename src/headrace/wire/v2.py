@@ -19,6 +19,10 @@ from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import BINARY_ONLY, FROM_DTYPE, numpy_dtype
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_TIMEOUT_US = 2**53 // 1000  # nanoseconds that every JSON number holds: 104 days
+MAX_PRIORITY = 2**31 - 1
+SHOWN = 80  # characters of a client's value in a message
+_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +33,33 @@ class WantedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request: raw bytes of each of the model's inputs, in the model's order."""
+    """A decoded request. Inputs are numbered in the model's order; each is in exactly one of `inline` and `binary`."""
 
     id: str | None
     rows: int
-    inputs: tuple[memoryview, ...]
+    inline: Mapping[int, memoryview]  # raw bytes of inputs that came as JSON
+    binary: tuple[int, ...]  # inputs whose raw bytes follow the JSON, one after the other in this order
     outputs: tuple[WantedOutput, ...]
+    timeout_us: int = 0  # 0: no limit
+    priority: int = 0  # 0: not given
+
+    def gather(self, tail: memoryview, inputs: Sequence[TensorSpec]) -> list[memoryview]:
+        """Return all inputs' raw bytes, in the model's order; `tail` is what followed the JSON."""
+        data = dict(self.inline)
+        at = 0
+        for number in self.binary:
+            size = self.rows * inputs[number].row_bytes
+            data[number] = tail[at : at + size]
+            at += size
+        return [data[number] for number in range(len(inputs))]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A body, and how much of it is JSON if tensors' bytes follow."""
+    """A response: JSON, and the tensors' bytes that follow it, where they lie."""
 
-    body: bytes
-    header_bytes: int | None
+    json: bytes
+    tensors: tuple[memoryview, ...]
 
 
 class _Input(msgspec.Struct):
@@ -69,30 +86,56 @@ _decode = msgspec.json.Decoder(_Request).decode
 
 
 def decode(
-    body: bytes | memoryview, header_bytes: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    json: bytes | memoryview, tail_bytes: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> InferRequest:
-    """Read an infer request for a model of these tensors; `header_bytes` is the binary extension's header, if given.
+    """Read the JSON of an infer request for a model of these tensors; `tail_bytes` raw ones follow it in the body.
 
     Raises InvalidRequest, naming the field, the value and the limit.
     """
-    view = memoryview(body)
-    if header_bytes == 0:
-        return _raw(view, inputs, outputs)
-    if header_bytes is not None and not 0 < header_bytes <= len(view):
-        raise InvalidRequest(f"{HEADER_LENGTH} is {header_bytes}; it must be 0 to the body's {len(view)} bytes")
-    request = _parsed(view[:header_bytes])
-    tail = view[header_bytes:] if header_bytes is not None else view[:0]
+    request = _parsed(json)
     given = _by_name(request.inputs, inputs)
-    raw = _tensors(request.inputs, tail, {spec.name: spec for spec in inputs})
+    _require_binary_sizes(request.inputs, tail_bytes, {spec.name: spec for spec in inputs})
     rows = {given[spec.name].shape[0] for spec in inputs}
     if len(rows) != 1:
         raise InvalidRequest(f"the inputs have {' and '.join(map(str, sorted(rows)))} rows; all need the same number")
+    numbers = {spec.name: number for number, spec in enumerate(inputs)}
     return InferRequest(
         id=request.id or None,  # perf_analyzer sends "id": ""
         rows=rows.pop(),
-        inputs=tuple(raw[spec.name] for spec in inputs),
+        inline={
+            number: _from_json(given[spec.name], spec)
+            for number, spec in enumerate(inputs)
+            if not _is_binary(given[spec.name])
+        },
+        binary=tuple(numbers[tensor.name] for tensor in request.inputs if _is_binary(tensor)),
         outputs=_wanted(request, outputs),
+        timeout_us=_whole_number(request, "timeout", MAX_TIMEOUT_US),
+        priority=_whole_number(request, "priority", MAX_PRIORITY),
     )
+
+
+def decode_raw(body_bytes: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
+    """Read the request that a body is which holds the only input's bytes and nothing else. Raises InvalidRequest."""
+    if len(inputs) != 1:
+        raise InvalidRequest(
+            f"a raw body ({HEADER_LENGTH}: 0) can fill one input; the model has {len(inputs)}, so send JSON before it"
+        )
+    size = inputs[0].row_bytes
+    rows, rest = divmod(body_bytes, size)
+    if rest or not rows:
+        raise InvalidRequest(
+            f"a raw body of {body_bytes} bytes; a row of {inputs[0].name} has {size}, so send a multiple"
+        )
+    return InferRequest(None, rows, {}, (0,), tuple(WantedOutput(spec.name, binary=True) for spec in outputs))
+
+
+def json_bytes(header_bytes: int | None, body_bytes: int) -> int:
+    """Return how much of a body is JSON; `header_bytes` is the binary extension's header. Raises InvalidRequest."""
+    if header_bytes is None:
+        return body_bytes
+    if header_bytes > body_bytes:
+        raise InvalidRequest(f"{HEADER_LENGTH} is {header_bytes}; it must be 0 to the body's {body_bytes} bytes")
+    return header_bytes
 
 
 def encode(
@@ -111,39 +154,43 @@ def encode(
         }
         if wanted.binary or FROM_DTYPE[spec.dtype] in BINARY_ONLY:
             tensor["parameters"] = {"binary_data_size": len(data)}
-            tail.append(bytes(data))
+            tail.append(data)
         else:
             tensor["data"] = np.frombuffer(data, numpy_dtype(spec.dtype)).tolist()
         told.append(tensor)
     head: dict[str, object] = {"model_name": model, "model_version": version, "outputs": told}
     if request.id is not None:
         head["id"] = request.id
-    json = msgspec.json.encode(head)
-    return Encoded(b"".join([json, *tail]), len(json) if tail else None)
+    return Encoded(msgspec.json.encode(head), tuple(tail))
 
 
-def _parsed(json: memoryview) -> _Request:
+def _parsed(json: bytes | memoryview) -> _Request:
     try:
-        return _decode(json)
-    except msgspec.MsgspecError as error:
+        request = _decode(json)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request is no v2 infer request: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("the request's JSON is nested too deeply; send data flat, or as binary tensors") from error
+    sequences = [name for name in _SEQUENCES if request.parameters.get(name)]
+    if sequences:
+        raise InvalidRequest(
+            f"the request has {', '.join(sequences)}; stateful models, which need that, are not served: leave it out"
+        )
+    return request
 
 
-def _raw(view: memoryview, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
-    """Read a body that is the only input's bytes and nothing else."""
-    if len(inputs) != 1:
-        raise InvalidRequest(
-            f"a raw body ({HEADER_LENGTH}: 0) can fill one input; the model has {len(inputs)}, so send JSON before it"
-        )
-    size = inputs[0].row_bytes
-    rows, rest = divmod(len(view), size)
-    if rest or not rows:
-        raise InvalidRequest(
-            f"a raw body of {len(view)} bytes; a row of {inputs[0].name} has {size}, so send a multiple"
-        )
-    return InferRequest(None, rows, (view,), tuple(WantedOutput(spec.name, binary=True) for spec in outputs))
+def _whole_number(request: _Request, name: str, limit: int) -> int:
+    """Return a parameter of the request; 0 where it was not given."""
+    value = request.parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= limit:
+        raise InvalidRequest(f"the request's {name} is {_shown(value)}; it must be a whole number from 0 to {limit}")
+    return value
+
+
+def _shown(value: object) -> str:
+    """Return a client's value for a message, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _by_name(given: Sequence[_Input], specs: Sequence[TensorSpec]) -> dict[str, _Input]:
@@ -154,34 +201,36 @@ def _by_name(given: Sequence[_Input], specs: Sequence[TensorSpec]) -> dict[str, 
     return {tensor.name: tensor for tensor in given}
 
 
-def _tensors(given: Sequence[_Input], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, memoryview]:
-    """Return each input's bytes. Binary ones lie behind the JSON in the order in which the inputs are named there."""
-    raw = {}
+def _is_binary(tensor: _Input) -> bool:
+    return "binary_data_size" in tensor.parameters
+
+
+def _require_binary_sizes(given: Sequence[_Input], tail_bytes: int, specs: Mapping[str, TensorSpec]) -> None:
+    """Check each input's type and shape, and that the binary ones take up what follows the JSON."""
     at = 0
     for tensor in given:
         spec = specs[tensor.name]
         _require_match(tensor, spec)
-        needed = tensor.shape[0] * spec.row_bytes
-        size = tensor.parameters.get("binary_data_size")
-        if size is None:
-            raw[tensor.name] = _from_json(tensor, spec)
+        if not _is_binary(tensor):
             continue
         if tensor.data is not None:
             raise InvalidRequest(f"input {tensor.name} has both data and binary_data_size; send one")
-        if type(size) is not int or size != needed or at + size > len(tail):
+        needed = tensor.shape[0] * spec.row_bytes
+        size = tensor.parameters["binary_data_size"]
+        if type(size) is not int or size != needed or at + size > tail_bytes:
             raise InvalidRequest(
-                f"input {tensor.name} has binary_data_size {size}; its shape needs {needed} bytes, and"
-                f" {max(0, len(tail) - at)} are left in the body"
+                f"input {tensor.name} has binary_data_size {_shown(size)}; its shape needs {needed} bytes, and"
+                f" {tail_bytes - at} are left in the body"
             )
-        raw[tensor.name] = tail[at : at + size]
         at += size
-    if at != len(tail):
-        raise InvalidRequest(f"{len(tail) - at} bytes of the body belong to no input; binary_data_size must cover all")
-    return raw
+    if at != tail_bytes:
+        raise InvalidRequest(f"{tail_bytes - at} bytes of the body belong to no input; binary_data_size must cover all")
 
 
 def _require_match(tensor: _Input, spec: TensorSpec) -> None:
     datatype = FROM_DTYPE[spec.dtype]
+    if tensor.datatype == "BYTES":
+        raise InvalidRequest(f"input {tensor.name} is BYTES, and models here take numbers only; send {datatype}")
     if tensor.datatype != datatype:
         raise InvalidRequest(f"input {tensor.name} has datatype {tensor.datatype}; the model takes {datatype}")
     if len(tensor.shape) != len(spec.features) + 1 or tuple(tensor.shape[1:]) != spec.features or tensor.shape[0] < 1:
@@ -203,7 +252,8 @@ def _from_json(tensor: _Input, spec: TensorSpec) -> memoryview:
     try:
         given = np.asarray(tensor.data)
         fits = given.dtype.kind in _JSON_KINDS[np.dtype(spec.dtype).kind]
-        values = given.astype(numpy_dtype(spec.dtype), casting="unsafe") if fits else None
+        with np.errstate(over="ignore"):  # to infinity, as every cast
+            values = given.astype(numpy_dtype(spec.dtype), casting="unsafe") if fits else None
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidRequest(f"input {tensor.name}: its data is no regular array ({error})") from error
     if values is None or (given.dtype.kind in "iu" and np.dtype(spec.dtype).kind in "iu" and (values != given).any()):

@@ -1,0 +1,87 @@
+"""The HTTP front of a frontend: takes connections on the server's socket, and lets them end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import QueueFull
+from headrace.frontend.auth import Tokens
+from headrace.frontend.http.connection import Answerer, Connection, turn_away
+from headrace.frontend.http.infer import Infer
+from headrace.frontend.http.routes import Routes, add_protocol
+from headrace.frontend.http.stream import Stream
+from headrace.frontend.tls import server_context
+
+if TYPE_CHECKING:
+    from headrace.frontend.service import Service
+    from headrace.frontend_job import AccessSettings, HttpSettings
+
+BACKLOG = 1024
+
+
+def make_front(service: Service, settings: HttpSettings, access: AccessSettings) -> Front:
+    """Return the front, whose `routes` may be added to. Raises InvalidOption for files that `access` names."""
+    routes = Routes()
+    add_protocol(routes, service)
+    tokens = Tokens.read(access.token_file) if access.token_file is not None else None
+    shared = Answerer(settings, routes, Infer(service, settings.max_body_bytes), tokens)
+    return Front(shared, access)
+
+
+class Front:
+    """Made, used and closed on one event loop."""
+
+    def __init__(self, shared: Answerer, access: AccessSettings) -> None:
+        self.routes = shared.routes
+        self._shared = shared
+        self._context = server_context(access)
+        self._server: asyncio.Server | None = None
+        self._connections: dict[Stream, Connection | None] = {}  # None: refused, for want of room
+
+    async def start(self, listener: socket.socket) -> None:
+        """Take connections."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Stream(self._serve, self._lost),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=self._context,
+            ssl_handshake_timeout=self._shared.settings.header_timeout_s if self._context is not None else None,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have been taken and not answered."""
+        return sum(connection is not None and connection.is_busy for connection in self._connections.values())
+
+    def stop_accepting(self) -> None:
+        """Take no more connections; those that are there close with their next answer."""
+        self._shared.stopping = True
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self) -> None:
+        """End all connections; a request that has not been answered by now is given up."""
+        self.stop_accepting()
+        streams = list(self._connections)
+        for stream in streams:
+            if stream.task is not None:
+                stream.task.cancel()
+        await asyncio.gather(*(stream.task for stream in streams if stream.task is not None), return_exceptions=True)
+        for stream in streams:
+            stream.abort()
+
+    def _serve(self, stream: Stream) -> Coroutine[Any, Any, None]:
+        limit = self._shared.settings.max_connections
+        if len(self._connections) >= limit:
+            self._connections[stream] = None
+            error = QueueFull(f"the server has {limit} connections open, and takes no more; close some, or try again")
+            return turn_away(stream, error, self._shared.settings.header_timeout_s)
+        connection = self._connections[stream] = Connection(stream, self._shared)
+        return connection.run()
+
+    def _lost(self, stream: Stream) -> None:
+        self._connections.pop(stream, None)

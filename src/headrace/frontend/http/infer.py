@@ -1,0 +1,127 @@
+"""The infer call: a binary body's tensors go from the socket into the ring's rows, and the answer's from there out.
+
+That holds rows for as long as the client takes. So it is done only while at least half of the ring's rows are free;
+beyond, bodies are received into memory of our own and answers copied out first, and slow clients hold up nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from headrace.frontend.http import compression
+from headrace.frontend.http.answers import COPY_BYTES, JSON, Reply, encoded
+from headrace.frontend.http.head import header_number
+from headrace.frontend.http.routes import method_not_allowed
+from headrace.frontend.service import InferOptions
+from headrace.wire import v2
+
+if TYPE_CHECKING:
+    from headrace.control import ServedModel
+    from headrace.frontend.http.connection import Exchange
+    from headrace.frontend.link import Call
+    from headrace.frontend.service import Service
+
+BINARY = ("Content-Type", "application/octet-stream")
+AMPLE = 0.5  # share of free rows from which on clients may hold some while bytes cross the network
+_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model as a path names it; no version: the newest."""
+
+    name: str
+    version: str | None
+
+
+class Infer:
+    """POST .../infer."""
+
+    def __init__(self, service: Service, max_body_bytes: int) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    def wanted(self, method: str, path: str) -> Wanted | None:
+        """Return the model asked for; None if the path is of another call. Raises Refused, UnknownModel, NotReady."""
+        found = _PATH.fullmatch(path)
+        if found is None:
+            return None
+        if method != "POST":
+            raise method_not_allowed(method, path, {"POST"})
+        name, version = found.groups()
+        wanted = Wanted(unquote(name), version and unquote(version))
+        self._model(wanted)
+        return wanted
+
+    def _model(self, wanted: Wanted) -> ServedModel:
+        """Return who answers now: asked again after every wait, for the newest version may have changed meanwhile."""
+        return self._service.model(wanted.name, wanted.version)
+
+    async def answer(self, wanted: Wanted, exchange: Exchange) -> None:
+        """Receive a request's body, have it computed, and send the answer. Raises any HeadraceError before that."""
+        headers, body = exchange.head.headers, exchange.body
+        header_bytes = header_number(headers, v2.HEADER_LENGTH)
+        encoding = headers.get("content-encoding", "").lower()
+        if body.is_chunked or encoding or header_bytes is None:
+            data = await compression.decompressed(await body.read(), encoding, self._max_body_bytes)
+            size = v2.json_bytes(header_bytes, len(data))
+            model = self._model(wanted)
+            request = _decoded(data[:size], len(data) - size, header_bytes, model)
+            await self._copied(model, request, data[size:], exchange)
+            return
+        json = memoryview(bytearray(v2.json_bytes(header_bytes, body.remaining)))
+        await body.fill(json)
+        model = self._model(wanted)
+        request = _decoded(json, body.remaining, header_bytes, model)
+        if self._service.free_share(model.name, model.version) >= AMPLE:
+            await self._straight(model, request, exchange)
+            return
+        tail = await body.read()
+        model = self._model(wanted)
+        await self._copied(model, _decoded(json, len(tail), header_bytes, model), tail, exchange)
+
+    async def _straight(self, model: ServedModel, request: v2.InferRequest, exchange: Exchange) -> None:
+        with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
+            for number, data in request.inline.items():
+                call.input(number)[:] = data
+            for number in request.binary:
+                await exchange.body.fill(call.input(number))
+            reply = await self._computed(model, request, call, exchange)
+        await exchange.send(reply)
+
+    async def _copied(self, model: ServedModel, request: v2.InferRequest, tail: memoryview, exchange: Exchange) -> None:
+        with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
+            for number, data in enumerate(request.gather(tail, model.inputs)):
+                call.input(number)[:] = data
+            reply = await self._computed(model, request, call, exchange)
+        await exchange.send(reply)
+
+    async def _computed(
+        self, model: ServedModel, request: v2.InferRequest, call: Call, exchange: Exchange
+    ) -> Reply | None:
+        """Await the answer; send it from the rows where it is large and they are ample, else return it, copied."""
+        await call.answer()
+        outputs = {spec.name: call.output(number) for number, spec in enumerate(model.outputs)}
+        answer = v2.encode(request, model.name, model.version, outputs, model.outputs)
+        headers = (BINARY, (v2.HEADER_LENGTH, str(len(answer.json)))) if answer.tensors else (JSON,)
+        reply = Reply(200, headers, answer.json, answer.tensors)
+        accept = exchange.head.headers.get("accept-encoding")
+        if accept is not None:
+            reply = await encoded(reply, accept)
+        if reply.size <= COPY_BYTES or self._service.free_share(model.name, model.version) < AMPLE:
+            return reply.copied()
+        await exchange.send(reply)
+        return None
+
+
+def _decoded(json: memoryview, tail_bytes: int, header_bytes: int | None, model: ServedModel) -> v2.InferRequest:
+    if header_bytes == 0:
+        return v2.decode_raw(tail_bytes, model.inputs, model.outputs)
+    return v2.decode(json, tail_bytes, model.inputs, model.outputs)
+
+
+def _options(request: v2.InferRequest) -> InferOptions:
+    return InferOptions(timeout_us=request.timeout_us, priority=request.priority)
