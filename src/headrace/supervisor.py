@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -23,6 +24,7 @@ from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.config import ServeConfig
 from headrace.control import Attach, BackendReady, Connect, Listening, ServedModel, Stop
 from headrace.errors import HeadraceError, InvalidOption, RunFailed
+from headrace.frontend.board import Board, make_board
 from headrace.frontend_job import FrontendJob
 from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
 from headrace.transport.layout import Layout
@@ -56,6 +58,8 @@ class Supervisor:
         self._tell = tell
         self._context = multiprocessing.get_context("spawn")
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._board_fd = make_board(config.frontends)
+        self._board = Board.attach(self._board_fd)
         self._signals = _Signals()
         self._model: ServedModel | None = None
         self._was_ready = False
@@ -68,7 +72,7 @@ class Supervisor:
             _Child(
                 f"frontend {number}",
                 "headrace.frontend.process:run_frontend",
-                lambda control: self._frontend_job(listener, control),
+                partial(self._frontend_job, listener, number),
             )
             for number in range(self._config.frontends)
         ]
@@ -110,9 +114,12 @@ class Supervisor:
             control=control,
         )
 
-    def _frontend_job(self, listener: socket.socket, control: Connection) -> FrontendJob:
+    def _frontend_job(self, listener: socket.socket, number: int, control: Connection) -> FrontendJob:
         return FrontendJob(
             name=self._config.name,
+            number=number,
+            board=DupFdHolder(self._board_fd),
+            device=self._config.device,
             listener=listener,
             control=control,
             max_body_bytes=self._config.max_body_bytes,
@@ -174,6 +181,9 @@ class Supervisor:
 
     def _backend_ready(self, word: BackendReady) -> None:
         self._model = word.model
+        slot = self._board.slot(word.model.name, word.model.version)
+        if self._was_ready:
+            self._board.restarted(slot)
         for note in word.notes:
             self._tell(note)
         for frontend in self._frontends:
@@ -218,6 +228,8 @@ class Supervisor:
         child.process, child.control = None, None
         if child is self._backend:
             self._model = None
+        else:
+            self._board.forget_held(self._frontends.index(child))
 
     def _hear_last_words(self, child: _Child) -> None:
         while child.control is not None and child.control.poll():
@@ -249,6 +261,7 @@ class Supervisor:
                 child.process.kill()
                 child.process.join()
         os.close(self._wake_fd)
+        os.close(self._board_fd)
 
 
 @dataclass(slots=True)

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from headrace.clock import now_ns
 from headrace.errors import HeadraceError, InvalidRequest
+from headrace.frontend import observe
 from headrace.frontend import service as meaning
 from headrace.wire import v2
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
+    from headrace.frontend.observe import Observer
     from headrace.frontend.service import Service
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -22,13 +25,13 @@ RETRY_AFTER_S = 1
 JSON = "application/json"
 
 
-def make_app(service: Service, max_body_bytes: int, body_timeout_s: float) -> web.Application:
+def make_app(service: Service, observer: Observer, max_body_bytes: int, body_timeout_s: float) -> web.Application:
     """Return the application.
 
     Bodies beyond `max_body_bytes` are refused before they are read, and those that take longer than `body_timeout_s` to
     come are given up. Only a whole body gets room in the ring, so a slow client holds up nobody.
     """
-    routes = _Routes(service, max_body_bytes, body_timeout_s)
+    routes = _Routes(service, observer, max_body_bytes, body_timeout_s)
     app = web.Application(middlewares=[_errors], client_max_size=max_body_bytes, handler_args=None)
     model = "/v2/models/{name}"
     for path in (model, model + "/versions/{version}"):
@@ -37,11 +40,13 @@ def make_app(service: Service, max_body_bytes: int, body_timeout_s: float) -> we
         app.router.add_get(path + "/config", routes.model_config)
         app.router.add_get(path + "/stats", routes.model_stats)
         app.router.add_post(path + "/infer", routes.infer)
+    for path in observe.PATHS:
+        app.router.add_get(path, routes.observe)
     app.router.add_get("/v2", routes.server_metadata)
     app.router.add_get("/v2/", routes.server_metadata)
     app.router.add_get("/v2/health/live", routes.live)
     app.router.add_get("/v2/health/ready", routes.ready)
-    app.router.add_get("/v2/models/stats", routes.model_stats)
+    app.router.add_get("/v2/models/stats", routes.all_stats)
     app.router.add_post("/v2/repository/index", routes.repository_index)
     # Asked for by perf_analyzer before it begins, also of servers that offer no shared memory.
     for kind in ("system", "cuda"):
@@ -65,8 +70,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class _Routes:
-    def __init__(self, service: Service, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(self, service: Service, observer: Observer, max_body_bytes: int, body_timeout_s: float) -> None:
         self._service = service
+        self._observer = observer
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
@@ -90,9 +96,14 @@ class _Routes:
         return _json(meaning.model_config(self._model(request)))
 
     async def model_stats(self, request: web.Request) -> web.Response:
-        name = request.match_info.get("name", self._service.names[0])
-        model = self._service.model(name, request.match_info.get("version"))
-        return _json(meaning.model_statistics(model, self._service.totals))
+        return _json(meaning.model_statistics(self._model(request), self._service.totals))
+
+    async def all_stats(self, _: web.Request) -> web.Response:
+        return _json(meaning.all_statistics(self._service.totals))
+
+    async def observe(self, request: web.Request) -> web.Response:
+        reply = await self._observer.reply(request.path)
+        return web.Response(body=reply.body, headers=reply.headers)
 
     async def repository_index(self, _: web.Request) -> web.Response:
         return _json(meaning.repository_index(self._service))
@@ -114,7 +125,12 @@ class _Routes:
                 body = await request.read()
         except TimeoutError:
             return _error(408, f"the body did not come within {self._body_timeout_s:g} s", {"Connection": "close"})
-        decoded = v2.decode(body, _header_bytes(request), model.inputs, model.outputs)
+        began_ns = now_ns()
+        try:
+            decoded = v2.decode(body, _header_bytes(request), model.inputs, model.outputs)
+        except HeadraceError as error:
+            self._service.refused(model.name, error, began_ns)
+            raise
         with self._service.call(model.name, model.version, decoded.rows) as call:
             for number, data in enumerate(decoded.inputs):
                 call.input(number)[:] = data

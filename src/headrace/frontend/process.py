@@ -8,11 +8,17 @@ import signal
 from aiohttp import web
 
 from headrace.control import Connect, Listening, Stop
+from headrace.frontend.board import Board
+from headrace.frontend.gpu import GpuWatch, read_gpu
 from headrace.frontend.http_v2 import make_app
+from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import BackendLink
+from headrace.frontend.observe import Observer
 from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child
+
+SAMPLE_S = 0.25  # between two looks at what is under way, for the board
 
 
 def run_frontend(job: FrontendJob) -> None:
@@ -25,7 +31,7 @@ def run_frontend(job: FrontendJob) -> None:
 class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
-        self._service = Service((job.name,))
+        self._service = Service((job.name,), totals=Ledger(Board.attach(job.board.fd), job.number))
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -36,6 +42,7 @@ class _Frontend:
         control = self._job.control
         asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
         control.send(Listening())
+        self._sample()
         await self._stop.wait()
         await site.stop()
         await self._drain()
@@ -43,7 +50,12 @@ class _Frontend:
         self._service.close()
 
     def _app(self) -> web.Application:
-        return make_app(self._service, self._job.max_body_bytes, self._job.body_timeout_s)
+        observer = Observer(self._service, GpuWatch(read_gpu(self._job.device)))
+        return make_app(self._service, observer, self._job.max_body_bytes, self._job.body_timeout_s)
+
+    def _sample(self) -> None:
+        self._service.sample()
+        asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
 
     def _hear(self) -> None:
         """Take the supervisor's words; its end means stop."""
