@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from headrace.bench import nvml
+from headrace import nvml
 from headrace.bench.inputs import photograph_files
 from headrace.bench.summary import load_summary
 from tests.commands import QUICK, TINY, all_gone, model_file, run, start

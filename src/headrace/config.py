@@ -338,6 +338,12 @@ class ServeConfig:
     )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
+    @property
+    def main_device(self) -> str:
+        """A GPU that models compute on; the CPU if none does."""
+        kinds = [*self.models, *([] if self.repository is None else [self.repository.defaults])]
+        return next((each.device for each in kinds if each.device != "cpu"), "cpu")
+
     def queue_rows_of(self, largest_batch: int) -> int:
         """Return how many rows of a model with such batches a frontend holds at once."""
         return QUEUE_BATCHES * largest_batch if self.queue_rows is None else self.queue_rows

@@ -8,6 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.transport.pair import DupFdHolder
+
 if TYPE_CHECKING:
     from headrace.config import ServeConfig
 
@@ -37,8 +39,11 @@ class AccessSettings:
 class FrontendJob:
     """What a frontend is given. Several may share the socket."""
 
+    number: int  # which of the frontends it is
     names: tuple[str, ...]  # of the models
     explicit_control: bool  # clients may load and unload models
+    board: DupFdHolder  # the counters' memory
+    device: str  # that backends compute on
     listener: socket.socket
     control: Connection
     http: HttpSettings

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from headrace.bench import nvml
+from headrace import nvml
 from headrace.config import (
     DESIGN_NAMES,
     INPUT_KINDS,

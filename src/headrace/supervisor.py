@@ -34,6 +34,7 @@ from headrace.control import (
     Stop,
 )
 from headrace.errors import HeadraceError, InvalidOption
+from headrace.frontend.board import Board, make_board
 from headrace.frontend_job import FrontendJob, access_settings, http_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
 from headrace.processes import ChildFailed
@@ -68,6 +69,9 @@ class Supervisor:
     def __init__(self, config: ServeConfig, tell: Callable[[str], None]) -> None:
         self._config = config
         self._tell = tell
+        self._board_fd = make_board(config.frontends)
+        self._board = Board.attach(self._board_fd)
+        self._died: set[tuple[str, str]] = set()  # versions whose backend has ended by itself
         self._signals = Signals()
         self._repository = Repository(config)
         self._backends: dict[int, _Backend] = {}
@@ -112,12 +116,15 @@ class Supervisor:
     def _start_frontend(self, number: int) -> None:
         frontend = self._frontends[number]
         target = "headrace.frontend.process:run_frontend"
-        frontend.child = Child.start(f"frontend {number}", target, self._frontend_job)
+        frontend.child = Child.start(f"frontend {number}", target, partial(self._frontend_job, number))
 
-    def _frontend_job(self, control: Connection) -> FrontendJob:
+    def _frontend_job(self, number: int, control: Connection) -> FrontendJob:
         return FrontendJob(
+            number=number,
             names=self._repository.names(),
             explicit_control=self._config.model_control == "explicit",
+            board=DupFdHolder(self._board_fd),
+            device=self._config.main_device,
             listener=self._listener,
             control=control,
             http=http_settings(self._config),
@@ -157,6 +164,7 @@ class Supervisor:
         delay_s = frontend.back_off.delay_s(seconds(now_ns() - child.started_ns))
         self._tell(f"frontend {number} ended (exit code {code}); it is started anew in {delay_s:g} s")
         frontend.child, frontend.due_ns = None, now_ns() + int(delay_s * NS_PER_S)
+        self._board.forget_held(number)
         self._lifecycle.frontend_ended(number)
 
     def _heard_frontend(self, number: int, word: object) -> None:
@@ -179,6 +187,8 @@ class Supervisor:
             code = child.bury()
             os.close(backend.wake_fd)
             del self._backends[number]
+            if code and backend.model is not None:
+                self._died.add((backend.model.name, backend.model.version))
             self._lifecycle.backend_ended(number, code)
 
     def _heard_backend(self, number: int, backend: _Backend, word: object) -> None:
@@ -186,9 +196,17 @@ class Supervisor:
             self._lifecycle.backend_failed(number, word.error)
         elif isinstance(word, BackendReady):
             backend.model = word.model
+            self._count(word.model)
             for note in word.notes:
                 self._tell(f"{word.model.name} {word.model.version}: {note}")
             self._lifecycle.backend_ready(number, word.model)
+
+    def _count(self, model: ServedModel) -> None:
+        """Give a version its place on the board, and count it if it has come back."""
+        slot = self._board.slot(model.name, model.version)
+        if (model.name, model.version) in self._died:
+            self._died.remove((model.name, model.version))
+            self._board.restarted(slot)
 
     def _tell_once_ready(self) -> None:
         if self._has_told or not self._lifecycle.has_begun:
@@ -234,6 +252,7 @@ class Supervisor:
             child.bury()
         for backend in self._backends.values():
             os.close(backend.wake_fd)
+        os.close(self._board_fd)
 
 
 @dataclass(frozen=True, slots=True)

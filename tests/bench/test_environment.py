@@ -19,8 +19,8 @@ from headrace.bench.environment import (
     platform_text,
     steering_variables,
 )
-from headrace.bench.nvml import GpuFacts
 from headrace.bench.summary import Environment, encode
+from headrace.nvml import GpuFacts
 
 H100 = GpuFacts(
     name="NVIDIA H100 80GB HBM3",

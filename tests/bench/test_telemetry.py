@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.bench.nvml import GpmMetrics, GpmSample, GpuState
 from headrace.bench.summary import Activity
 from headrace.bench.telemetry import (
     SCHEMA,
@@ -29,6 +28,7 @@ from headrace.bench.telemetry import (
 )
 from headrace.clock import NS_PER_S
 from headrace.errors import DeviceUnavailable, OutputError
+from headrace.nvml import GpmMetrics, GpmSample, GpuState
 from headrace.processes import ChildFailed, Ready
 
 SPAWN_TIMEOUT_S = 60.0

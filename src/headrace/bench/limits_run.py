@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from headrace.bench import environment, limits_picture, nvml
+from headrace import nvml
+from headrace.bench import environment, limits_picture
 from headrace.bench.crew import Crew, Member
 from headrace.bench.limits_jobs import RING_LAYOUT, EchoJob, LimitsDone, LimitsJob, Said, Step
 from headrace.bench.limits_report import (

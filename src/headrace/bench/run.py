@@ -17,7 +17,8 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from headrace.bench import answers, environment, nvml, prepared, stats, trace
+from headrace import nvml
+from headrace.bench import answers, environment, prepared, stats, trace
 from headrace.bench.crew import Crew, Member
 from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, PrepareJob
 from headrace.bench.output import output_folder

@@ -20,10 +20,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.bench.nvml import GpmMetrics, GpmSample, Gpu, GpuState, open_gpu, throttle_words
 from headrace.bench.summary import Activity
 from headrace.clock import NS_PER_S, Clock, now_ns, seconds
 from headrace.errors import HeadraceError, OutputError
+from headrace.nvml import GpmMetrics, GpmSample, Gpu, GpuState, open_gpu, throttle_words
 from headrace.processes import ChildFailed, Ready, become_child
 
 Number = TypeVar("Number", int, float)

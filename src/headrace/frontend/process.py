@@ -12,13 +12,20 @@ from multiprocessing.connection import Connection
 import uvloop
 
 from headrace.control import Change, Changed, Connect, Listening, Models, Retire, Retired, Seen, Stop, Verb
+from headrace.frontend.board import Board
+from headrace.frontend.gpu import GpuWatch, read_gpu
 from headrace.frontend.http.front import Front, make_front
+from headrace.frontend.http.routes import add_pages
+from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import BackendLink
+from headrace.frontend.observe import Observer
 from headrace.frontend.service import NotReady, Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child, keep_freed_memory
 
 POLL_S = 0.01  # between two looks whether requests under way have ended
+
+SAMPLE_S = 0.25  # between two looks at what is under way, for the board
 
 
 def run_frontend(job: FrontendJob) -> None:
@@ -68,23 +75,33 @@ class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
         self._control = _Control(job.control)
-        self._service = Service(job.names, control=self._control if job.explicit_control else None)
+        self._service = Service(
+            job.names,
+            totals=Ledger(Board.attach(job.board.fd), job.number),
+            control=self._control if job.explicit_control else None,
+        )
         self._links: dict[int, BackendLink] = {}  # by backend
         self._retirements: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
         front = make_front(self._service, self._job.http, self._job.access)
+        add_pages(front.routes, Observer(self._service, GpuWatch(read_gpu(self._job.device))))
         await front.start(self._job.listener)
         control = self._job.control
         asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
         os.set_blocking(control.fileno(), True)  # uvloop has made it otherwise, and words are to be read whole
         control.send(Listening())
+        self._sample()
         await self._stop.wait()
         front.stop_accepting()
         await self._drain(front)
         await front.close()
         self._service.close()
+
+    def _sample(self) -> None:
+        self._service.sample()
+        asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
 
     def _hear(self) -> None:
         """Take the supervisor's words; its end means stop."""

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 from headrace import __version__
 from headrace.clock import now_ns
 from headrace.config import MODEL_NAME
-from headrace.errors import HeadraceError, InvalidRequest, UnknownModel
+from headrace.errors import DeadlineExceeded, EngineStopped, HeadraceError, InvalidRequest, QueueFull, UnknownModel
+from headrace.frontend.ledger import Ledger
+from headrace.frontend.link import ModelFailed
+from headrace.frontend.scale import BATCH_ROWS
 from headrace.wire.datatypes import FROM_DTYPE
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel, Verb, VersionStatus
+    from headrace.frontend.board import ModelTotals
     from headrace.frontend.link import BackendLink, Call
     from headrace.tensors import TensorSpec
 
@@ -23,18 +27,6 @@ SERVER_NAME = "headrace"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORM = "pytorch"
 BACKEND = "headrace"
-
-
-@dataclass(slots=True)
-class Totals:
-    """Cumulative counts of one frontend; times in nanoseconds."""
-
-    inference_count: int = 0  # rows
-    success_count: int = 0  # requests
-    success_ns: int = 0
-    fail_count: int = 0
-    fail_ns: int = 0
-    last_inference_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +51,7 @@ class Service:
     names: tuple[str, ...]  # of models that the server has, ready or not
     links: dict[str, dict[str, BackendLink]] = field(default_factory=dict)  # by name, then version
     draining: bool = False
-    totals: Totals = field(default_factory=Totals)
+    totals: Ledger = field(default_factory=Ledger)
     statuses: tuple[VersionStatus, ...] = ()  # what the supervisor says of all versions
     control: ModelControl | None = None  # None: clients may not change models
     retiring: list[BackendLink] = field(default_factory=list)  # get no more requests, and have some to answer
@@ -73,6 +65,7 @@ class Service:
 
     def add(self, link: BackendLink) -> None:
         """Send requests there from now on; one of the same version that is there gets no more."""
+        self.totals.open(link.model)
         versions = self.links.setdefault(link.model.name, {})
         before = versions.get(link.model.version)
         versions[link.model.version] = link
@@ -88,6 +81,7 @@ class Service:
         versions = self.links.get(link.model.name, {})
         if versions.get(link.model.version) is link:
             del versions[link.model.version]
+            self.totals.let_go(link.model)
         if link in self.retiring:
             self.retiring.remove(link)
 
@@ -143,19 +137,33 @@ class Service:
         """
         began_ns = now_ns()
         deadline_ns = began_ns + options.timeout_us * 1000 if options.timeout_us else 0
+        row = self.totals.latest(name)
         try:
-            call = self._link(name, version).admit(rows, deadline_ns, options.priority)
+            link = self._link(name, version)
+            row = self.totals.row(link.model)
+            call = link.admit(rows, deadline_ns, options.priority)
             try:
                 yield call
             finally:
                 call.close()
-        except HeadraceError:
-            self.totals.fail_count += 1
-            self.totals.fail_ns += now_ns() - began_ns
+        except BaseException as error:  # of a client that leaves, a cancellation: no Exception
+            if row is not None:
+                row.failed(failure_kind(error), now_ns() - began_ns)
             raise
-        self.totals.success_count += 1
-        self.totals.inference_count += rows
-        self.totals.success_ns += now_ns() - began_ns
+        if call.told is not None:
+            row.succeeded(began_ns, now_ns(), rows, call.told)
+
+    def refused(self, name: str, error: HeadraceError, began_ns: int) -> None:
+        """Count a request that was found wrong before it could become a call."""
+        row = self.totals.latest(name)
+        if row is not None:
+            row.failed(failure_kind(error), now_ns() - began_ns)
+
+    def sample(self) -> None:
+        """Put on the board what is under way now. To be called from time to time: requests themselves do not."""
+        for versions in self.links.values():
+            for link in versions.values():
+                self.totals.hold(link)
 
     def free_share(self, name: str, version: str | None) -> float:
         """Return which share of a model's rows is free. Raises UnknownModel and NotReady."""
@@ -214,6 +222,23 @@ class ControlOff(HeadraceError):
     grpc_code = "PERMISSION_DENIED"
 
 
+_FAILURE_KINDS = (
+    (QueueFull, "full"),
+    (InvalidRequest, "invalid"),
+    (UnknownModel, "invalid"),
+    (DeadlineExceeded, "deadline"),
+    (ModelFailed, "model"),
+    (EngineStopped, "lost"),
+    (NotReady, "unavailable"),
+    (Exception, "internal"),
+)
+
+
+def failure_kind(error: BaseException) -> str:
+    """Return which of `board.FAILURES` it was."""
+    return next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), "cancelled")
+
+
 def server_metadata() -> dict[str, object]:
     return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
@@ -262,32 +287,52 @@ def model_config(model: ServedModel) -> dict[str, object]:
     }
 
 
-def model_statistics(model: ServedModel, totals: Totals) -> dict[str, object]:
-    """Return Triton's statistics, of this frontend alone."""
-    success = {"count": totals.success_count, "ns": totals.success_ns}
-    nothing = {"count": 0, "ns": 0}
+def model_statistics(model: ServedModel, totals: Ledger) -> dict[str, object]:
+    """Return Triton's statistics of one model's version, of all frontends."""
+    return {"model_stats": [_statistics(totals.of(model))]}
+
+
+def all_statistics(totals: Ledger) -> dict[str, object]:
+    """Return Triton's statistics of all that was ever ready."""
+    return {"model_stats": [_statistics(model) for model in totals.all()]}
+
+
+def _statistics(model: ModelTotals) -> dict[str, object]:
+    """Copies and model run as one, so both copies are in compute_infer, and nothing is counted of them.
+
+    Of a batch that failed in part, only the part that was answered counts. Source: Triton's statistics extension.
+    """
     return {
-        "model_stats": [
+        "name": model.name,
+        "version": model.version,
+        "last_inference": model.last_ms,
+        "inference_count": model.rows,
+        "execution_count": model.batches,
+        "inference_stats": {
+            "success": _duration(model.requests, model.request_ns),
+            "fail": _duration(sum(model.failure_count.values()), sum(model.failure_ns.values())),
+            "queue": _duration(model.requests, model.stage_ns["queue"]),
+            "compute_input": _duration(0, 0),
+            "compute_infer": _duration(model.requests, model.stage_ns["compute"]),
+            "compute_output": _duration(0, 0),
+            "cache_hit": _duration(0, 0),
+            "cache_miss": _duration(0, 0),
+        },
+        "batch_stats": [
             {
-                "name": model.name,
-                "version": model.version,
-                "last_inference": totals.last_inference_ms,
-                "inference_count": totals.inference_count,
-                "execution_count": totals.success_count,
-                "inference_stats": {
-                    "success": success,
-                    "fail": {"count": totals.fail_count, "ns": totals.fail_ns},
-                    "queue": nothing,
-                    "compute_input": nothing,
-                    "compute_infer": success,
-                    "compute_output": nothing,
-                    "cache_hit": nothing,
-                    "cache_miss": nothing,
-                },
-                "batch_stats": [],
+                "batch_size": BATCH_ROWS.name(index),
+                "compute_input": _duration(0, 0),
+                "compute_infer": _duration(round(count), round(model.batch_ns[index])),
+                "compute_output": _duration(0, 0),
             }
-        ]
+            for index, count in enumerate(model.batch_counts)
+            if count
+        ],
     }
+
+
+def _duration(count: int, nanoseconds: int) -> dict[str, int]:
+    return {"count": count, "ns": nanoseconds}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:

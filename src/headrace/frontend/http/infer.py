@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from headrace.clock import now_ns
+from headrace.errors import InvalidRequest
 from headrace.frontend.http import compression
 from headrace.frontend.http.answers import COPY_BYTES, JSON, Reply, encoded
 from headrace.frontend.http.head import header_number
@@ -69,19 +71,31 @@ class Infer:
             data = await compression.decompressed(await body.read(), encoding, self._max_body_bytes)
             size = v2.json_bytes(header_bytes, len(data))
             model = self._model(wanted)
-            request = _decoded(data[:size], len(data) - size, header_bytes, model)
+            request = self._decoded(data[:size], len(data) - size, header_bytes, model)
             await self._copied(model, request, data[size:], exchange)
             return
         json = memoryview(bytearray(v2.json_bytes(header_bytes, body.remaining)))
         await body.fill(json)
         model = self._model(wanted)
-        request = _decoded(json, body.remaining, header_bytes, model)
+        request = self._decoded(json, body.remaining, header_bytes, model)
         if self._service.free_share(model.name, model.version) >= AMPLE:
             await self._straight(model, request, exchange)
             return
         tail = await body.read()
         model = self._model(wanted)
-        await self._copied(model, _decoded(json, len(tail), header_bytes, model), tail, exchange)
+        await self._copied(model, self._decoded(json, len(tail), header_bytes, model), tail, exchange)
+
+    def _decoded(
+        self, json: memoryview, tail_bytes: int, header_bytes: int | None, model: ServedModel
+    ) -> v2.InferRequest:
+        began_ns = now_ns()
+        try:
+            if header_bytes == 0:
+                return v2.decode_raw(tail_bytes, model.inputs, model.outputs)
+            return v2.decode(json, tail_bytes, model.inputs, model.outputs)
+        except InvalidRequest as error:
+            self._service.refused(model.name, error, began_ns)
+            raise
 
     async def _straight(self, model: ServedModel, request: v2.InferRequest, exchange: Exchange) -> None:
         with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
@@ -115,12 +129,6 @@ class Infer:
             return reply.copied()
         await exchange.send(reply)
         return None
-
-
-def _decoded(json: memoryview, tail_bytes: int, header_bytes: int | None, model: ServedModel) -> v2.InferRequest:
-    if header_bytes == 0:
-        return v2.decode_raw(tail_bytes, model.inputs, model.outputs)
-    return v2.decode(json, tail_bytes, model.inputs, model.outputs)
 
 
 def _options(request: v2.InferRequest) -> InferOptions:

@@ -14,9 +14,11 @@ from headrace.errors import InvalidRequest
 from headrace.frontend import service as meaning
 from headrace.frontend.http.answers import Reply, json_reply
 from headrace.frontend.http.head import Refused
+from headrace.frontend.observe import PATHS
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
+    from headrace.frontend.observe import Observer
     from headrace.frontend.service import Service
 
 Parameters = Mapping[str, str]  # a pattern's {names}, percent-decoded
@@ -79,7 +81,7 @@ def method_not_allowed(method: str, path: str, allowed: set[str]) -> Refused:
 def add_protocol(routes: Routes, service: Service) -> None:
     """Add the KServe v2 protocol's small calls."""
     told = _Told(service)
-    routes.add("GET", "/v2/models/stats", told.model_statistics)  # before a model of that name
+    routes.add("GET", "/v2/models/stats", told.all_statistics)  # before a model of that name
     for model in (MODEL, VERSION):
         routes.add("GET", model, told.model_metadata)
         routes.add("GET", model + "/ready", told.model_ready)
@@ -98,6 +100,20 @@ def add_protocol(routes: Routes, service: Service) -> None:
         routes.add("POST", regions + "/unregister", told.nothing)
         routes.add("POST", regions + "/region/{region}/unregister", told.nothing)
         routes.add("GET", regions + "/status", told.no_regions)
+
+
+def add_pages(routes: Routes, observer: Observer) -> None:
+    """Add the live page, and /metrics."""
+
+    def added(path: str) -> Handler:
+        async def page(_parameters: Parameters, _body: bytes) -> Reply:
+            told = await observer.reply(path)
+            return Reply(200, tuple(told.headers.items()), told.body)
+
+        return page
+
+    for path in PATHS:
+        routes.add("GET", path, added(path))
 
 
 class _ControlBody(msgspec.Struct):
@@ -140,6 +156,9 @@ class _Told:
     def model_statistics(self, parameters: Parameters, _body: bytes) -> Reply:
         return json_reply(meaning.model_statistics(self._model(parameters), self._service.totals))
 
+    def all_statistics(self, _parameters: Parameters, _body: bytes) -> Reply:
+        return json_reply(meaning.all_statistics(self._service.totals))
+
     def repository_index(self, _parameters: Parameters, _body: bytes) -> Reply:
         return json_reply(meaning.repository_index(self._service))
 
@@ -155,4 +174,4 @@ class _Told:
         return json_reply([])
 
     def _model(self, parameters: Parameters) -> ServedModel:
-        return self._service.model(parameters.get("name", self._service.names[0]), parameters.get("version"))
+        return self._service.model(parameters["name"], parameters.get("version"))

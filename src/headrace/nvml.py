@@ -270,6 +270,9 @@ class NvmlGpu:
             pcie_width=self._ask(nvml.nvmlDeviceGetCurrPcieLinkWidth),
         )
 
+    def uuid(self) -> str | None:
+        return self._ask(self._nvml.nvmlDeviceGetUUID)
+
     def energy_mj(self) -> int | None:
         return self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
 

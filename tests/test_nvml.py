@@ -9,7 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pynvml
 import pytest
 
-from headrace.bench.nvml import (
+from headrace.errors import DeviceUnavailable
+from headrace.nvml import (
     GpmMetrics,
     GpuFacts,
     GpuState,
@@ -21,7 +22,6 @@ from headrace.bench.nvml import (
     throttle_words,
     visible_uuids,
 )
-from headrace.errors import DeviceUnavailable
 
 ALIKE = ("GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3")
 H100S = [ListedGpu(uuid, "H100") for uuid in ALIKE]
@@ -187,6 +187,7 @@ def test_state_and_facts_convert_units():
         pcie_width=16,
     )
     assert gpu.energy_mj() == 123_456
+    assert gpu.uuid() == "GPU-aaaa-1"
 
 
 @pytest.mark.parametrize("code", NO_ANSWERS)
