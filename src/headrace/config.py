@@ -250,6 +250,8 @@ class ServeConfig:
     image_size: int = 224  # of torchvision's models
     host: str = "127.0.0.1"
     http_port: int = 8000  # 0: any that is free
+    grpc_port: int | None = 8001  # 0: any that is free; None: no gRPC
+    system_shared_memory: bool = False  # clients may name shared memory of theirs, which the server reads and writes
     frontends: int = 1  # processes that share the port
     queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
     max_body_bytes: int = 256 << 20
@@ -260,6 +262,9 @@ class ServeConfig:
         self.lanes.validate()
         require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
         require(0 <= self.http_port <= 65535, f"--http-port {self.http_port}: must be 0 to 65535")
+        require(
+            self.grpc_port is None or 0 <= self.grpc_port <= 65535, f"--grpc-port {self.grpc_port}: must be 0 to 65535"
+        )
         require(1 <= self.frontends <= 64, f"--frontends {self.frontends}: must be 1 to 64")
         largest = self.lanes.buckets[-1]
         require(

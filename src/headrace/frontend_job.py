@@ -6,6 +6,8 @@ import socket
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from headrace.control import RegionSpec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendJob:
@@ -17,3 +19,6 @@ class FrontendJob:
     max_body_bytes: int
     body_timeout_s: float
     drain_timeout_s: float
+    grpc_address: tuple[str, int] | None = None  # on which all frontends listen; None: no gRPC
+    system_shared_memory: bool = False  # clients may name regions
+    regions: tuple[RegionSpec, ...] = ()  # that clients have registered already

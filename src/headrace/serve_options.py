@@ -21,6 +21,14 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
     group.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="0 takes any (default: 8000)")
+    group.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="0 takes any (default: 8001)")
+    group.add_argument("--no-grpc", action="store_const", const=None, dest="grpc_port", help="HTTP only")
+    group.add_argument(
+        "--system-shared-memory",
+        action="store_true",
+        help="let clients name shared memory of this machine, which the server then reads and writes; only for clients"
+        " that may see all that the server's user may",
+    )
     group.add_argument(
         "--frontends", type=int, default=1, metavar="N", help="processes that share the port (default: 1)"
     )
@@ -57,6 +65,8 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
         image_size=args.image_size,
         host=args.host,
         http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        system_shared_memory=args.system_shared_memory,
         frontends=args.frontends,
         queue_rows=args.queue_rows or QUEUE_BATCHES * max(lanes.buckets, default=1),
         max_body_bytes=args.max_body_bytes,

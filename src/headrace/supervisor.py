@@ -21,10 +21,21 @@ from types import FrameType
 from headrace.backend_job import BackendJob
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.config import ServeConfig
-from headrace.control import Attach, BackendReady, Connect, Listening, ServedModel, Stop
+from headrace.control import (
+    Attach,
+    BackendReady,
+    ChangeRegions,
+    Connect,
+    Listening,
+    RegionsChanged,
+    ServedModel,
+    Stop,
+)
 from headrace.errors import HeadraceError, InvalidOption, RunFailed
 from headrace.frontend_job import FrontendJob
+from headrace.ports import reserve_port
 from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
+from headrace.region_changes import RegionChanges
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 
@@ -47,6 +58,14 @@ class _Child:
     due_ns: int = 0
     delay_s: float = FIRST_DELAY_S
 
+    def tell(self, word: object) -> None:
+        """Say something, unless it has ended, which the next look sees."""
+        try:
+            if self.control is not None:
+                self.control.send(word)
+        except OSError:
+            return
+
 
 class Supervisor:
     """One server. `tell` gets sentences for the person who started it."""
@@ -59,10 +78,14 @@ class Supervisor:
         self._signals = _Signals()
         self._model: ServedModel | None = None
         self._was_ready = False
+        self._regions = RegionChanges()
+        self._grpc: socket.socket | None = None  # holds the port on which the frontends listen
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises HeadraceError if the server cannot be started."""
         listener = self._listen()
+        if self._config.grpc_port is not None:
+            self._grpc = reserve_port("--grpc-port", self._config.host, self._config.grpc_port)
         self._backend = _Child("backend", "headrace.backend.process:run_backend", self._backend_job)
         self._frontends = [
             _Child(
@@ -82,6 +105,8 @@ class Supervisor:
         finally:
             self._kill_all()
             listener.close()
+            if self._grpc is not None:
+                self._grpc.close()
 
     def _listen(self) -> socket.socket:
         config = self._config
@@ -118,7 +143,17 @@ class Supervisor:
             max_body_bytes=self._config.max_body_bytes,
             body_timeout_s=self._config.body_timeout_s,
             drain_timeout_s=self._config.drain_timeout_s,
+            grpc_address=self._grpc_address(),
+            system_shared_memory=self._config.system_shared_memory,
+            regions=tuple(self._regions.regions.values()),
         )
+
+    def _grpc_place(self) -> str:
+        address = self._grpc_address()
+        return f", gRPC on {address[0]}:{address[1]}" if address is not None else ""
+
+    def _grpc_address(self) -> tuple[str, int] | None:
+        return self._grpc.getsockname()[:2] if self._grpc is not None else None
 
     def _start(self, child: _Child) -> None:
         ours, theirs = self._context.Pipe()
@@ -165,6 +200,10 @@ class Supervisor:
             self._backend_ready(word)
         elif isinstance(word, Listening) and self._model is not None:
             self._connect(child)
+        elif isinstance(word, ChangeRegions):
+            self._regions.asked(child, word, [each for each in self._frontends if each.control is not None])
+        elif isinstance(word, RegionsChanged):
+            self._regions.made(child, word)
 
     def _failed(self, error: HeadraceError) -> None:
         """A backend that cannot even be started the first time ends the server; later it is tried again."""
@@ -180,7 +219,9 @@ class Supervisor:
             if frontend.process is not None:
                 self._connect(frontend)
         if not self._was_ready:
-            self._tell(f"ready: http://{self.address[0]}:{self.address[1]}/v2/models/{word.model.name}")
+            self._tell(
+                f"ready: http://{self.address[0]}:{self.address[1]}/v2/models/{word.model.name}{self._grpc_place()}"
+            )
         else:
             self._tell("ready again")
         self._was_ready = True
@@ -216,6 +257,7 @@ class Supervisor:
         if child.control is not None:
             child.control.close()
         child.process, child.control = None, None
+        self._regions.gone(child)
         if child is self._backend:
             self._model = None
 
@@ -229,19 +271,12 @@ class Supervisor:
         limit_ns = now_ns() + int((self._config.drain_timeout_s + KILL_AFTER_S) * NS_PER_S)
         for children in (self._frontends, [self._backend]):
             for child in children:
-                self._say_stop(child)
+                child.tell(Stop())
             while any(child.process is not None and child.process.is_alive() for child in children):
                 sentinels = [child.process.sentinel for child in children if child.process is not None]
                 wait([*sentinels, self._signals.fd], 0.1)
                 if self._signals.count > 1 or now_ns() > limit_ns:
                     return
-
-    def _say_stop(self, child: _Child) -> None:
-        try:
-            if child.control is not None:
-                child.control.send(Stop())
-        except OSError:  # it has ended already
-            return
 
     def _kill_all(self) -> None:
         for child in (*self._frontends, self._backend):

@@ -7,9 +7,11 @@ import signal
 
 from aiohttp import web
 
-from headrace.control import Connect, Listening, Stop
+from headrace.control import ChangeRegions, Connect, Listening, RegionsChanged, Stop
+from headrace.frontend.grpc_v2 import GrpcFront, GrpcSettings
 from headrace.frontend.http_v2 import make_app
 from headrace.frontend.link import BackendLink
+from headrace.frontend.regions import Regions, SharedRegions
 from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child
@@ -26,6 +28,9 @@ class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
         self._service = Service((job.name,))
+        self._regions = SharedRegions(Regions(offered=job.system_shared_memory), job.control.send)
+        self._regions.own.restore(job.regions)
+        self._grpc = GrpcFront(self._service, self._regions, GrpcSettings(max_message_bytes=job.max_body_bytes))
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -33,12 +38,14 @@ class _Frontend:
         await runner.setup()
         site = web.SockSite(runner, self._job.listener)
         await site.start()
+        if self._job.grpc_address is not None:
+            await self._grpc.start(*self._job.grpc_address)
         control = self._job.control
         asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
         control.send(Listening())
         await self._stop.wait()
         await site.stop()
-        await self._drain()
+        await asyncio.gather(self._drain(), self._grpc.stop(self._job.drain_timeout_s))
         await runner.cleanup()
         self._service.close()
 
@@ -53,6 +60,8 @@ class _Frontend:
                 word = control.recv()
                 if isinstance(word, Connect):
                     self._connect(word)
+                elif isinstance(word, ChangeRegions | RegionsChanged):
+                    self._regions.heard(word)
                 elif isinstance(word, Stop):
                     self._end()
         except (EOFError, OSError):
