@@ -313,7 +313,7 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "serve": (_add_serve, "serve a model over HTTP, by the KServe v2 protocol"),
+    "serve": (_add_serve, "serve a model over HTTP and gRPC, by the KServe v2 protocol"),
     "bench": (_add_bench, "measure one design once"),
     "sweep": (
         _add_sweep,

@@ -321,3 +321,4 @@ async def test_what_perf_analyzer_begins_with_is_answered_also_without_shared_me
         await client.unregister_cuda_shared_memory()
         assert not (await client.get_system_shared_memory_status()).regions
         assert not (await client.get_cuda_shared_memory_status()).regions
+        assert "system_shared_memory" not in (await client.get_server_metadata()).extensions

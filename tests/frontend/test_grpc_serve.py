@@ -94,6 +94,7 @@ def test_what_the_client_asks_of_the_server_is_answered(server):
     assert not client.is_model_ready("other")
     assert not client.is_model_ready("served", "9")
     assert client.get_server_metadata().name == "headrace"
+    assert list(client.get_server_metadata().extensions).count("system_shared_memory") == 1
     metadata = client.get_model_metadata("served")
     assert (metadata.inputs[1].name, metadata.inputs[1].datatype, list(metadata.inputs[1].shape)) == (
         "ids",

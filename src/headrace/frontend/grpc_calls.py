@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 SERVICE = "inference.GRPCInferenceService"
+SHARED_MEMORY = "system_shared_memory"  # Triton's name of the extension
 RETRY_AFTER_S = 1
 STREAM_REQUESTS = 64  # of one stream at once; beyond them it is read on when the first of them has been answered
 
@@ -99,7 +100,10 @@ class Calls:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return _filled(meaning.server_metadata(), pb.ServerMetadataResponse())
+        told = _filled(meaning.server_metadata(), pb.ServerMetadataResponse())
+        if self._regions.own.offered and SHARED_MEMORY not in told.extensions:
+            told.extensions.append(SHARED_MEMORY)
+        return told
 
     async def _model_metadata(self, asked: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         model = self._model(asked.name, asked.version)
