@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RESULTS ?= results
 
-.PHONY: help bench test soak check format clean
+.PHONY: help bench test soak check format proto clean
 help:
 	@echo "make bench   set up, serve photographs with a published design and with the lanes, measure both, show the labels"
 	@echo "make test    set up and run all tests"
 	@echo "make soak    a million small requests on the CPU, every answer checked, memory watched"
 	@echo "make check   formatting, lint, types, import contracts"
 	@echo "make format  rewrite the source in the project's format"
+	@echo "make proto   rewrite what is made from the gRPC protocol's .proto file"
 	@echo "make clean   remove $(VENV) and caches (results stay)"
 
 $(READY): pyproject.toml
@@ -41,6 +42,10 @@ check: $(READY)
 format: $(READY)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+proto: $(READY)
+	@$(BIN)/python -m grpc_tools.protoc -I src/headrace/wire/grpc --descriptor_set_out=src/headrace/wire/grpc/inference.binpb \
+		--pyi_out=src/headrace/wire/grpc inference.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

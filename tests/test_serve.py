@@ -1,15 +1,10 @@
 """A real server, its processes and all, as clients meet it: right answers, clear refusals, and nobody left waiting."""
 
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,105 +12,7 @@ import psutil
 import pytest
 import tritonclient.http as triton
 
-WAIT_S = 60
-MODEL = """
-import os
-import torch
-
-class Model(torch.nn.Module):
-    def forward(self, values, ids):
-        if (ids == 13).any():
-            raise ValueError("thirteen in /srv/models/x.py, http://a/b")
-        if (ids == 77).any():  # until somebody opens the other end
-            with open(os.environ["GATE"]) as gate:
-                gate.read()
-        return {"doubled": values * 2, "sum": ids.sum(1)}
-
-def build():
-    return Model()
-
-def example_inputs():
-    return {"values": torch.zeros(2, 3), "ids": torch.zeros(2, 4, dtype=torch.int64)}
-"""
-
-
-class Server:
-    """`headrace serve` in a process of its own. `stop` returns its exit code."""
-
-    def __init__(self, folder, *options):
-        (folder / "served.py").write_text(MODEL)
-        self.gate = folder / "gate"
-        os.mkfifo(self.gate)
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "headrace", "serve", f"{folder}/served.py:build", "--name", "served"),
-                *("--device", "cpu", "--http-port", "0", "--max-batch-size", "4", *options),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"GATE": str(self.gate)},
-        )
-        self.address = re.search(r"http://([\d.:]+)/", self.wait_for("ready: ")).group(1)
-        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
-
-    def wait_for(self, words):
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if words in line:
-                return line
-        raise AssertionError(f"the server ended: {''.join(self.lines)}")
-
-    def backend(self):
-        """Return the backend's process: the one that has torch, and so many threads, loaded."""
-        children = psutil.Process(self.process.pid).children()
-        return max(children, key=lambda child: child.memory_info().rss)
-
-    def call(self, path, body=None, headers=None, method=None):
-        """Return status, headers and body."""
-        data = json.dumps(body).encode() if isinstance(body, dict) else body
-        request = urllib.request.Request(
-            f"http://{self.address}{path}",
-            data,
-            headers or {},
-            method=method or ("POST" if data is not None else "GET"),
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT_S) as response:  # noqa: S310
-                return response.status, response.headers, response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read()
-
-    def infer(self, ids, values=(0.0, 0.0, 0.0)):
-        return self.call("/v2/models/served/infer", infer_body(ids, values))
-
-    def is_ready(self):
-        try:
-            return self.call("/v2/health/ready")[0] == 200
-        except OSError:  # between a frontend's death and the next one
-            return False
-
-    def hold(self, pool):
-        """Send a request that the model holds until `release`; return its future."""
-        return pool.submit(self.infer, [77, 0, 0, 0])
-
-    def release(self):
-        with self.gate.open("w"):
-            pass
-
-    def stop(self, number=signal.SIGTERM):
-        self._drain.start()
-        self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
-
-
-def infer_body(ids, values=(0.0, 0.0, 0.0)):
-    return {
-        "inputs": [
-            {"name": "values", "shape": [1, 3], "datatype": "FP32", "data": list(values)},
-            {"name": "ids", "shape": [1, 4], "datatype": "INT64", "data": list(ids)},
-        ]
-    }
+from tests.serving import WAIT_S, Server, infer_body
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +238,7 @@ def test_a_second_signal_does_not_wait(small_server):
     [
         (["no_such_model"], "there is no such model"),
         (["resnet18", "--http-port", "99999"], "must be 0 to 65535"),
+        (["resnet18", "--grpc-port", "99999"], "must be 0 to 65535"),
         (["resnet18", "--frontends", "0"], "must be 1 to 64"),
         (["resnet18", "--host", "203.0.113.1"], "cannot listen there"),
         (["{folder}/raises.py:build"], "the callable failed"),
@@ -349,11 +247,11 @@ def test_a_second_signal_does_not_wait(small_server):
         (["resnet18", "--token-file", "{folder}/none"], "cannot be read (No such file"),
         (["resnet18", "--max-connections", "0"], "must be at least 1"),
     ],
-    ids=["model", "port", "frontends", "address", "callable", "key", "client CA", "tokens", "connections"],
+    ids=["model", "port", "gRPC port", "frontends", "address", "callable", "key", "client CA", "tokens", "connections"],
 )
 def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path, options, words):
     (tmp_path / "raises.py").write_text("def build():\n    raise ValueError('no')\n")
-    command = [sys.executable, "-m", "headrace", "serve", "--device", "cpu", "--http-port", "0"]
+    command = [sys.executable, "-m", "headrace", "serve", "--device", "cpu", "--http-port", "0", "--grpc-port", "0"]
     done = subprocess.run(
         command + [option.format(folder=tmp_path) for option in options],
         capture_output=True,

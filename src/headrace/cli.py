@@ -350,7 +350,7 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "serve": (_add_serve, "serve models over HTTP, by the KServe v2 protocol"),
+    "serve": (_add_serve, "serve models over HTTP and gRPC, by the KServe v2 protocol"),
     "config": (
         _add_config,
         "print the server that file, environment and options describe, and where each value is from",

@@ -305,6 +305,13 @@ class ServeConfig:
     repository: RepositoryConfig | None = None
     host: str = option("127.0.0.1", "address to listen on; 127.0.0.1 is this machine only", metavar="ADDRESS")
     http_port: int = option(8000, "0 takes any that is free", metavar="PORT", limits=(0, 65535))
+    grpc: bool = option(True, "serve gRPC beside HTTP")
+    grpc_port: int = option(8001, "0 takes any that is free", metavar="PORT", limits=(0, 65535))
+    system_shared_memory: bool = option(
+        False,
+        "let clients name shared memory of this machine, which the server then reads and writes; only for clients that"
+        " may see all that the server's user may",
+    )
     frontends: int = option(1, "processes that share the port", limits=(1, 64))
     queue_rows: int | None = option(
         None,

@@ -114,3 +114,33 @@ class Changed:
 @dataclass(frozen=True, slots=True)
 class Listening:
     """From a frontend: connections are accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionSpec:
+    """A part of shared memory that a client made, and the name by which its requests mean it."""
+
+    name: str
+    key: str  # of the memory, as shm_open(3) has it
+    offset: int = 0  # bytes
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRegions:
+    """From a frontend: bring this to all frontends. To a frontend: make this change, and say so.
+
+    Without `spec` the region `name` is forgotten, or all regions where that is None.
+    """
+
+    number: int  # the sender's own
+    name: str | None
+    spec: RegionSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionsChanged:
+    """From a frontend: it has made the change of this number, or could not. To a frontend: all have made its change."""
+
+    number: int
+    error: HeadraceError | None

@@ -74,6 +74,13 @@ class UnknownModel(HeadraceError):
     grpc_code = "NOT_FOUND"
 
 
+class NotOffered(HeadraceError):
+    """A part of the protocol that this server does not have, or that is switched off."""
+
+    http_status = 400
+    grpc_code = "UNIMPLEMENTED"
+
+
 class QueueFull(HeadraceError):
     """There is no room for a request now; nothing was copied or computed. Try again later."""
 

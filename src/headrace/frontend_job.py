@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.control import RegionSpec
 from headrace.transport.pair import DupFdHolder
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class FrontendJob:
     http: HttpSettings
     access: AccessSettings
     drain_timeout_s: float
+    grpc_address: tuple[str, int] | None = None  # on which all frontends listen; None: no gRPC
+    system_shared_memory: bool = False  # clients may name regions
+    regions: tuple[RegionSpec, ...] = ()  # that clients have registered already
 
 
 def http_settings(config: ServeConfig) -> HttpSettings:

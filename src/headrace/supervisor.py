@@ -24,9 +24,11 @@ from headrace.control import (
     BackendReady,
     Change,
     Changed,
+    ChangeRegions,
     Connect,
     Listening,
     Models,
+    RegionsChanged,
     Retire,
     Retired,
     Seen,
@@ -37,7 +39,9 @@ from headrace.errors import HeadraceError, InvalidOption
 from headrace.frontend.board import Board, make_board
 from headrace.frontend_job import FrontendJob, access_settings, http_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
+from headrace.ports import reserve_port
 from headrace.processes import ChildFailed
+from headrace.region_changes import RegionChanges
 from headrace.repository import Found, Repository
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
@@ -77,6 +81,8 @@ class Supervisor:
         self._backends: dict[int, _Backend] = {}
         self._frontends = [_Frontend() for _ in range(config.frontends)]
         self._has_told = False
+        self._regions = RegionChanges()
+        self._grpc: socket.socket | None = None  # holds the port on which the frontends listen
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises HeadraceError if the server cannot be started."""
@@ -84,6 +90,8 @@ class Supervisor:
         if not names:
             raise InvalidOption("there is no model in the folder; it needs NAME/VERSION/model.py or model.pt2")
         self._listener = self._listen()
+        if self._config.grpc:
+            self._grpc = reserve_port("--grpc-port", self._config.host, self._config.grpc_port)
         self._hands = _Hands(self._backends, self._frontends, self._config.queue_rows_of, self._tell)
         limit_s = self._config.drain_timeout_s + KILL_AFTER_S
         self._lifecycle = Lifecycle(self._hands, self._repository.look, limit_s, now_ns)
@@ -99,6 +107,8 @@ class Supervisor:
         finally:
             self._kill_all()
             self._listener.close()
+            if self._grpc is not None:
+                self._grpc.close()
 
     def _listen(self) -> socket.socket:
         config = self._config
@@ -130,7 +140,13 @@ class Supervisor:
             http=http_settings(self._config),
             access=access_settings(self._config),
             drain_timeout_s=self._config.drain_timeout_s,
+            grpc_address=self._grpc_address(),
+            system_shared_memory=self._config.system_shared_memory,
+            regions=tuple(self._regions.regions.values()),
         )
+
+    def _grpc_address(self) -> tuple[str, int] | None:
+        return self._grpc.getsockname()[:2] if self._grpc is not None else None
 
     def _look(self) -> None:
         """Wait for words, deaths, signals and what is due, and act."""
@@ -157,7 +173,7 @@ class Supervisor:
     def _look_at_frontend(self, number: int, frontend: _Frontend, child: Child, ready: set[object]) -> None:
         if child.control in ready:
             for word in child.words():
-                self._heard_frontend(number, word)
+                self._heard_frontend(number, child, word)
         if child.process.sentinel not in ready:
             return
         code = child.bury()
@@ -165,15 +181,20 @@ class Supervisor:
         self._tell(f"frontend {number} ended (exit code {code}); it is started anew in {delay_s:g} s")
         frontend.child, frontend.due_ns = None, now_ns() + int(delay_s * NS_PER_S)
         self._board.forget_held(number)
+        self._regions.gone(child)
         self._lifecycle.frontend_ended(number)
 
-    def _heard_frontend(self, number: int, word: object) -> None:
+    def _heard_frontend(self, number: int, child: Child, word: object) -> None:
         if isinstance(word, Listening):
             self._lifecycle.frontend_listening(number)
         elif isinstance(word, Seen):
             self._lifecycle.seen(number, word.serial)
         elif isinstance(word, Retired):
             self._lifecycle.retired(number, word.backend)
+        elif isinstance(word, ChangeRegions):
+            self._regions.asked(child, word, [each.child for each in self._frontends if each.child is not None])
+        elif isinstance(word, RegionsChanged):
+            self._regions.made(child, word)
         elif isinstance(word, Change):
             self._lifecycle.change(word.verb, word.name, Asked(number, word.number))
 
@@ -214,9 +235,11 @@ class Supervisor:
         self._has_told = True
         models = sorted((each.model.name, int(each.model.version)) for each in self._backends.values() if each.model)
         host, port = self.address
+        address = self._grpc_address()
+        grpc = f", gRPC on {address[0]}:{address[1]}" if address is not None else ""
         for name in dict.fromkeys(name for name, _ in models):
             versions = ", ".join(str(version) for each, version in models if each == name)
-            self._tell(f"ready: http://{host}:{port}/v2/models/{name} (version {versions})")
+            self._tell(f"ready: http://{host}:{port}/v2/models/{name} (version {versions}){grpc}")
 
     def _children(self) -> list[Child | None]:
         return [*(frontend.child for frontend in self._frontends), *(each.child for each in self._backends.values())]

@@ -6,7 +6,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from headrace.frontend.live import responses
 from headrace.frontend.scale import RESPONSE_NS
 from tests.test_serve import Server, infer_body
 
-NAME = "<img src=x onerror=alert(1)>"  # what a page that is careless with names would run
-PATH = f"/v2/models/{quote(NAME)}"
+SERVED = "page_model"
+NAME = "<img src=x onerror=alert(1)>"  # what a page that is careless with names would run; no server lets it through
+PATH = f"/v2/models/{SERVED}"
 WAIT_MS = 30_000
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = ["1", "2", *(f"{low}\N{EN DASH}{high}" for low, high in ((3, 4), (5, 8), (9, 16), (17, 32), (33, 48)))]
@@ -41,7 +42,7 @@ class LoadedServer(Server):
     """A server, and what was sent to it so far."""
 
     def __init__(self, folder):
-        super().__init__(folder, "--frontends", "2", "--name", NAME)
+        super().__init__(folder, "--frontends", "2", "--name", SERVED)
         self.sent = Sent()
 
     def send(self, count):
@@ -86,6 +87,12 @@ def viewport(request):
     return request.param
 
 
+def disguise(route):
+    """Let the server say that its model has that name."""
+    response = route.fetch()
+    route.fulfill(response=response, body=response.text().replace(SERVED, NAME))
+
+
 @pytest.fixture
 def page(server, browser, viewport):
     """The page, opened; whatever it complains about or asks of others fails the test."""
@@ -99,6 +106,7 @@ def page(server, browser, viewport):
     page.on("dialog", lambda dialog: troubles.append(dialog.message))
     page.on("request", lambda request: urlsplit(request.url).netloc == server.address or troubles.append(request.url))
     page.on("response", lambda answer: answer.ok or troubles.append(f"{answer.status} {answer.url}"))
+    page.route("**/live.json", disguise)
     page.clock.install()  # it runs as usual; a test may let it run faster
     page.goto(f"http://{server.address}/")
     expect(of(page, "state")).to_have_text("Ready")

@@ -11,14 +11,30 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from headrace.control import Change, Changed, Connect, Listening, Models, Retire, Retired, Seen, Stop, Verb
+from headrace.control import (
+    Change,
+    Changed,
+    ChangeRegions,
+    Connect,
+    Listening,
+    Models,
+    RegionsChanged,
+    Retire,
+    Retired,
+    Seen,
+    Stop,
+    Verb,
+)
+from headrace.frontend.auth import Tokens
 from headrace.frontend.board import Board
 from headrace.frontend.gpu import GpuWatch, read_gpu
+from headrace.frontend.grpc_v2 import GrpcFront, GrpcSettings, TlsFiles
 from headrace.frontend.http.front import Front, make_front
 from headrace.frontend.http.routes import add_pages
 from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import BackendLink
 from headrace.frontend.observe import Observer
+from headrace.frontend.regions import Regions, SharedRegions
 from headrace.frontend.service import NotReady, Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child, keep_freed_memory
@@ -71,6 +87,22 @@ class _Control:
             self.changed(Changed(number, NotReady("the server is stopping")))
 
 
+def _grpc_settings(job: FrontendJob) -> GrpcSettings:
+    access, tls = job.access, None
+    if access.tls_cert is not None and access.tls_key is not None:
+        authority = access.tls_client_ca
+        tls = TlsFiles(
+            key=access.tls_key.read_bytes(),
+            certificates=access.tls_cert.read_bytes(),
+            client_authority=None if authority is None else authority.read_bytes(),
+        )
+    return GrpcSettings(
+        max_message_bytes=job.http.max_body_bytes,
+        tls=tls,
+        authorize=None if access.token_file is None else Tokens.read(access.token_file).allow,
+    )
+
+
 class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
@@ -80,6 +112,9 @@ class _Frontend:
             totals=Ledger(Board.attach(job.board.fd), job.number),
             control=self._control if job.explicit_control else None,
         )
+        self._regions = SharedRegions(Regions(offered=job.system_shared_memory), job.control.send)
+        self._regions.own.restore(job.regions)
+        self._grpc = GrpcFront(self._service, self._regions, _grpc_settings(job))
         self._links: dict[int, BackendLink] = {}  # by backend
         self._retirements: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -88,6 +123,8 @@ class _Frontend:
         front = make_front(self._service, self._job.http, self._job.access)
         add_pages(front.routes, Observer(self._service, GpuWatch(read_gpu(self._job.device))))
         await front.start(self._job.listener)
+        if self._job.grpc_address is not None:
+            await self._grpc.start(*self._job.grpc_address)
         control = self._job.control
         asyncio.get_running_loop().add_reader(control.fileno(), self._hear)
         os.set_blocking(control.fileno(), True)  # uvloop has made it otherwise, and words are to be read whole
@@ -95,7 +132,7 @@ class _Frontend:
         self._sample()
         await self._stop.wait()
         front.stop_accepting()
-        await self._drain(front)
+        await asyncio.gather(self._drain(front), self._grpc.stop(self._job.drain_timeout_s))
         await front.close()
         self._service.close()
 
@@ -123,6 +160,8 @@ class _Frontend:
             self._say(Seen(word.serial))
         elif isinstance(word, Changed):
             self._control.changed(word)
+        elif isinstance(word, ChangeRegions | RegionsChanged):
+            self._regions.heard(word)
         elif isinstance(word, Stop):
             self._end()
 
