@@ -22,6 +22,7 @@ INPUTS = (
 class FakeCall:
     def __init__(self, link, rows, first, deadline_ns, priority):
         self.rows, self.deadline_ns, self.priority = rows, deadline_ns, priority
+        self.told = None
         self._link, self._first, self._open = link, first, True
 
     def input(self, number):
@@ -77,7 +78,9 @@ class FakeLink:
 
 
 def service_of(link):
-    return Service(("m",), links={"m": {"1": link}})
+    service = Service(("m",))
+    service.add(link)
+    return service
 
 
 def front_of(link, access=None, **settings):

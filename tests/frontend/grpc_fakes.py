@@ -26,6 +26,7 @@ class FakeCall:
     begun: asyncio.Event
     answered: asyncio.Future
     cancelled: asyncio.Event
+    told: object = None  # what the backend says of it
     data: bytearray = field(default_factory=lambda: bytearray(4))
 
     def input(self, number):
@@ -77,4 +78,6 @@ class FakeLink:
 
 def service_of(link):
     """Return a service with this link and no other."""
-    return Service(("served",), {"served": {"1": link}})
+    service = Service(("served",))
+    service.add(link)
+    return service

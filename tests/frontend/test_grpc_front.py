@@ -303,10 +303,8 @@ async def test_a_region_is_registered_for_a_client_when_all_frontends_have_it():
     [
         (lambda client: client.register_cuda_shared_memory("r", b"x" * 64, 0, 8), "takes no CUDA memory"),
         (lambda client: client.register_system_shared_memory("r", "/k", 8), "--system-shared-memory"),
-        (lambda client: client.load_model("served"), "models are loaded and unloaded when the server starts"),
-        (lambda client: client.unload_model("served"), "models are loaded and unloaded when the server starts"),
     ],
-    ids=["CUDA memory", "system memory", "load", "unload"],
+    ids=["CUDA memory", "system memory"],
 )
 @within_limit
 async def test_what_is_not_offered_says_so(ask, words):
@@ -314,6 +312,15 @@ async def test_what_is_not_offered_says_so(ask, words):
         with pytest.raises(triton.InferenceServerException, match=words) as caught:
             await ask(client)
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+@within_limit
+async def test_models_are_changed_only_where_the_server_was_started_so(verb):
+    async with serving(FakeLink()) as (_, _, address), triton.InferenceServerClient(address) as client:
+        with pytest.raises(triton.InferenceServerException, match="--model-control explicit") as caught:
+            await getattr(client, f"{verb}_model")("served")
+        assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
 
 
 @within_limit

@@ -150,7 +150,7 @@ class ModelTotals:
 
     @property
     def batches(self) -> int:
-        return round(sum(self.batch_counts))
+        return sum(map(round, self.batch_counts))  # so that it is the sum of what is told of each size
 
 
 def make_board(frontends: int) -> int:
