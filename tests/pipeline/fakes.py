@@ -6,7 +6,7 @@ import pytest
 
 from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.request import Ticket
+from headrace.request import Ticket, Withdrawal
 
 WAIT_S = 60
 SINGLES = BatchingConfig(buckets=(1,))
@@ -132,6 +132,7 @@ class FakeArrivals:
 
     def __init__(self):
         self._waiting: list[list[Ticket] | None] = []
+        self._withdrawn: list[Withdrawal] = []
         self._closed = False
         self._turns = 0
         self._changed = threading.Condition()
@@ -141,20 +142,30 @@ class FakeArrivals:
             self._waiting.append(tickets)
             self._changed.notify_all()
 
+    def withdraw(self, withdrawals):
+        with self._changed:
+            self._withdrawn += withdrawals
+            self._changed.notify_all()
+
     def ready(self):
         with self._changed:
             self._turns += 1
             self._changed.notify_all()
-            return bool(self._waiting)
+            return bool(self._waiting or self._withdrawn)
 
     def take(self, timeout_s):
         with self._changed:
             self._turns += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting, timeout_s)
+            self._changed.wait_for(lambda: self._waiting or self._withdrawn, timeout_s)
             tickets = self._waiting.pop(0) if self._waiting and not self._closed else []
             self._closed |= tickets is None
             return None if self._closed else tickets
+
+    def withdrawn(self):
+        with self._changed:
+            withdrawn, self._withdrawn = self._withdrawn, []
+            return withdrawn
 
     def wait_for_turns(self, count=3):
         """Return when the loop has gone round so many times."""
@@ -170,6 +181,7 @@ class OnThreads:
         self.dispatcher = Dispatcher(lanes, batching, depth, **options)
         self.dispatcher.start()
         self.submit = self.dispatcher.submit
+        self.withdraw = self.dispatcher.withdraw
         self.stop = self.dispatcher.stop
 
     def settle(self):
@@ -183,6 +195,7 @@ class InALoop:
         self.dispatcher = Dispatcher(lanes, batching, depth, **options)
         self.arrivals = FakeArrivals()
         self.submit = self.arrivals.put
+        self.withdraw = self.arrivals.withdraw
         self._loop = threading.Thread(target=self.dispatcher.serve, args=(self.arrivals,), daemon=True)
         self._loop.start()
 

@@ -145,7 +145,7 @@ ECHO_LAYOUT = Layout(rows=64, inputs=(), outputs=())
 def both_rings(pair):
     memory = mmap(pair.memory_fd, pair.layout.total_bytes)
     for direction, wake in enumerate((pair.wake_backend_fd, pair.wake_client_fd)):
-        yield DescriptorRing(memory, pair.layout.ring_offset(direction), pair.layout.entries, wake)
+        yield DescriptorRing(memory, pair.layout.ring_offset(direction), pair.layout.entries[direction], wake)
 
 
 def echo(pair, total):

@@ -187,9 +187,9 @@ def test_tickets_are_answered_together_with_what_is_known_of_them(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)) + pack(Descriptor(6, REQUEST, 2, 1)))
     taken = endpoint.take(0)
-    assert [(told.request, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
+    assert [(told.index, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
     times = {"received_ns": 10, "started_ns": 20, "computed_ns": 30, "lane": 3, "batch_rows": 7}
-    good, bad = (Ticket(endpoint, told.request, told.first_row, told.rows, **times) for told in taken)
+    good, bad = (Ticket(endpoint, told.index, told.first_row, told.rows, **times) for told in taken)
     bad.error = ValueError("bad row\nsecond line")
     endpoint.finish([good, bad])
     answer, error = unpack(client.take(0))
@@ -239,7 +239,7 @@ def test_what_the_client_sent_before_it_closed_is_taken_and_then_no_more(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)))
     client.close()
-    assert [told.request for told in endpoint.take(0)] == [5]
+    assert [told.index for told in endpoint.take(0)] == [5]
     assert endpoint.take(LONGER_S) is None
     assert list(endpoint.requests()) == []
 
@@ -249,7 +249,7 @@ def test_a_full_table_of_single_rows_can_be_sent_answered_and_closed(pair):
     client.send(b"".join(pack(Descriptor(row, REQUEST, row, 1)) for row in range(ROWS)))
     client.close()
     taken = endpoint.take(0)
-    endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0) for told in taken])
+    endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0) for told in taken])
     assert [told.request for told in unpack(client.take(0))] == list(range(ROWS))
 
 
@@ -266,7 +266,7 @@ def both_sides(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
     signal.pause()
 
 
@@ -276,7 +276,7 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
     process = start(both_sides, to_backend, to_client)
     client.send(pack(Descriptor(7, REQUEST, 3, 2)))
     assert [told.request for told in unpack(client.take(WAIT_S))] == [7]
-    assert [told.request for told in endpoint.take(WAIT_S)] == [1]
+    assert [told.index for told in endpoint.take(WAIT_S)] == [1]
     with ThreadPoolExecutor(2) as waiting:
         answers = waiting.submit(client.take, LONGER_S)
         requests = waiting.submit(endpoint.take, LONGER_S)
@@ -295,7 +295,7 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
 def answers_asks_and_dies(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -64,7 +64,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
         outputs=signature.outputs,
         max_batch_size=job.lanes.buckets[-1],
     )
-    arrivals = RingsArrivals(job.control, job.wake.fd, served.max_batch_size, device.register)
+    arrivals = RingsArrivals(job.control, job.wake.fd, device.register)
     stack.callback(arrivals.close)
     dispatcher = Dispatcher(lanes.lanes, batching_config(job.lanes), job.lanes.depth)
     notes += [
