@@ -131,35 +131,33 @@ class FakeArrivals:
     """Requests for the loop, put by any thread."""
 
     def __init__(self):
-        self._waiting: list[list[Ticket] | None] = []
+        self._waiting: list[list[Ticket] | list[Withdrawal] | None] = []
         self._withdrawn: list[Withdrawal] = []
         self._closed = False
         self._turns = 0
         self._changed = threading.Condition()
 
     def put(self, tickets):
+        """Have these taken, or, if they are withdrawals, learnt after what was put before."""
         with self._changed:
             self._waiting.append(tickets)
-            self._changed.notify_all()
-
-    def withdraw(self, withdrawals):
-        with self._changed:
-            self._withdrawn += withdrawals
             self._changed.notify_all()
 
     def ready(self):
         with self._changed:
             self._turns += 1
             self._changed.notify_all()
-            return bool(self._waiting or self._withdrawn)
+            return bool(self._waiting)
 
     def take(self, timeout_s):
         with self._changed:
             self._turns += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting or self._withdrawn, timeout_s)
+            self._changed.wait_for(lambda: self._waiting, timeout_s)
             tickets = self._waiting.pop(0) if self._waiting and not self._closed else []
             self._closed |= tickets is None
+            if tickets and isinstance(tickets[0], Withdrawal):
+                tickets, self._withdrawn = [], tickets
             return None if self._closed else tickets
 
     def withdrawn(self):
@@ -195,7 +193,7 @@ class InALoop:
         self.dispatcher = Dispatcher(lanes, batching, depth, **options)
         self.arrivals = FakeArrivals()
         self.submit = self.arrivals.put
-        self.withdraw = self.arrivals.withdraw
+        self.withdraw = self.arrivals.put
         self._loop = threading.Thread(target=self.dispatcher.serve, args=(self.arrivals,), daemon=True)
         self._loop.start()
 
