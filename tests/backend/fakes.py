@@ -58,9 +58,13 @@ class Control:
 
 
 class Lanes:
-    """Lanes that double what they get: at once, or, of what was launched while they were held, when they are let go."""
+    """Lanes that double what they get: at once, or, of what was launched while they were held, when they are let go.
+
+    A batch with one of the `bad` numbers fails.
+    """
 
     def __init__(self):
+        self.bad = set()
         self.launched = []  # the numbers of all requests, in order
         self._held = False
         self._changed = threading.Condition()
@@ -86,6 +90,8 @@ class Lanes:
     def wait(self, batch):
         with self._changed:
             assert self._changed.wait_for(lambda: self.done(batch), WAIT_S), "never let go"
+        if bad := self.bad & {ticket.index for ticket in batch.tickets}:
+            raise ValueError(f"bad: {bad}")
         for segment, _ in batch.pieces():
             segment.table.outputs[0][segment.slice] = 2 * segment.table.inputs[0][segment.slice]
 

@@ -291,6 +291,7 @@ class Dispatcher:
             error = batch.error or self._wait(busy.lane, batch)
             if error is not None:
                 self._blame(busy.lane, batch, error)
+                batch.error = batch.token = None
             ended += batch.tickets
         computed_ns = self._clock()
         for ticket in ended:
@@ -316,7 +317,10 @@ class Dispatcher:
         return None
 
     def _blame(self, lane: Lane, batch: Batch, error: Exception) -> None:
-        """Find out whose fault it was: run each request by itself, so that only those fail that fail alone."""
+        """Find out whose fault it was: run each request by itself, so that only those fail that fail alone.
+
+        No request keeps the batch's error then, nor must its traceback keep the batch: with it went the ring's memory.
+        """
         if isinstance(error, EngineStopped):  # the device is lost
             self._failure = error
         for ticket in batch.tickets:
@@ -336,6 +340,7 @@ class Dispatcher:
                     self._failure = own
             else:
                 ticket.error = None
+        error.__traceback__ = None
 
     def _abandon(self) -> None:
         """Fail all that wait: nothing can be computed any more. The lock is held."""

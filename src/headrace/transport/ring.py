@@ -111,6 +111,7 @@ class _Mapped:
         """Write an error's text as a row's, row 0's where there is no such row, and return the `entry` that says so."""
         row = row if 0 <= row < self.layout.rows else 0
         data = describe(error).encode(errors="replace")[: TEXT - 1]
+        error.__traceback__ = None  # its frames hold the request, whose error it is, and with it this memory
         at = self.layout.text_offset(row)
         self.memory[at : at + len(data) + 1] = data + b"\0"
         return error_entry(kind_of(error), row)
