@@ -44,8 +44,13 @@ def open_descriptors():
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def mapped_rings():
-    return Path("/proc/self/maps").read_text().count("headrace-ring")
+def inode_of(pair):
+    return os.fstat(pair.memory_fd).st_ino
+
+
+def mapped(inodes):
+    """Return which of these files this process still maps."""
+    return inodes & {int(line.split()[4]) for line in Path("/proc/self/maps").read_text().splitlines()}
 
 
 class Child:
@@ -174,19 +179,21 @@ def serve_and_kill(victims, survivors, *, spin, fail=False):
     backend = Backend(lanes=lanes, spin=spin)
     if fail:
         backend.lanes.bad.update(range(NUMBERS * len(victims)))
-    children = []
+    children, inodes = [], set()
     for number in range(len(victims) + survivors):
         pair = RingPair.create(layout_of(), backend.wake_fd)
+        inodes.add(inode_of(pair))
         children.append(Child(obey, NUMBERS * number, pair))
         backend.attach(pair)
     backend.arrivals.wait_until(lambda: backend.registered == len(children))
+    assert mapped(inodes) == inodes
     scene = Scene(backend, children[len(victims) :], dict(zip(children, victims, strict=False)))
     scene.play()
     scene.kill()
     scene.aftermath()
     backend.arrivals.wait_until(lambda: backend.registered == 0)
     backend.arrivals.wait_for_turns()
-    assert mapped_rings() == 0, "the rings' memory is given back"
+    assert mapped(inodes) == set(), "the rings' memory is given back"
     backend.arrivals.wait_until(lambda: backend.dispatcher._open_tickets == 0 and backend.free_lanes() == lanes)
     assert backend.dispatcher._waiting.rows == 0
     assert not {*scene.not_to_be_computed} & {*backend.lanes.launched}
@@ -234,6 +241,7 @@ def wait_for_the_end(client):
 def test_an_engine_that_is_killed_at_any_stage_is_told_to_every_client_at_once(stage):
     descriptors = open_descriptors()
     pairs = [RingPair.create(layout_of()) for _ in range(3)]
+    inodes = {inode_of(pair) for pair in pairs}
     clients = [RingClient(pair) for pair in pairs]
     engine = Child(serve_until, 0, stage, pairs)
     for number, client in enumerate(clients):
@@ -253,4 +261,4 @@ def test_an_engine_that_is_killed_at_any_stage_is_told_to_every_client_at_once(s
     engine.close()
     del client, clients
     assert open_descriptors() == descriptors
-    assert mapped_rings() == 0
+    assert mapped(inodes) == set()
