@@ -80,7 +80,7 @@ def test_a_cancellation_is_handed_on(rings):
     assert rings.arrivals.ready()
     assert rings.arrivals.take(0) == []
     assert rings.arrivals.withdrawn() == [(ticket.source, (1, 0))]
-    assert rings.arrivals.withdrawn() == []
+    assert rings.arrivals.withdrawn() == ()
     ticket.source.finish([ticket])
 
 

@@ -285,7 +285,7 @@ def test_a_request_that_its_cancellation_has_overtaken_is_answered_at_once(pair)
     client.send(request(1, 0, 2) + request(2, 2, 1) + cancellation(1, 0, 2))
     assert [ticket.index for ticket in endpoint.take(0)] == [2]
     assert told_to(client) == [(1, 0, 2, ErrorKind.CANCELLED)]
-    assert endpoint.withdrawn() == []
+    assert endpoint.withdrawn() == ()
     assert endpoint.open_requests == 1
 
 
@@ -296,7 +296,7 @@ def test_the_cancellation_of_what_was_taken_before_is_handed_on_once(pair):
     client.send(cancellation(2, 2, 1) + request(2, 2, 1))  # the new one of the same number is wanted
     assert [ticket.index for ticket in endpoint.take(0)] == [2]
     assert endpoint.withdrawn() == [Withdrawal(endpoint, (2, 2))]
-    assert endpoint.withdrawn() == []
+    assert endpoint.withdrawn() == ()
     assert endpoint.open_requests == 3
 
 

@@ -70,6 +70,8 @@ class RingsArrivals:
 
     def withdrawn(self) -> Sequence[Withdrawal]:
         """See `dispatch.Arrivals`."""
+        if not self._withdrawn:
+            return ()
         withdrawn, self._withdrawn = self._withdrawn, []
         return withdrawn
 

@@ -81,6 +81,7 @@ class Dispatcher:
         self._clock = clock
         # Lanes by how many batches they have; within a level, the one that has waited longest is next.
         self._levels: list[deque[_Busy]] = [deque() for _ in range(depth + 1)]
+        self._roomy = self._levels[:-1]  # those of lanes that may have one more
         self._levels[0].extend(_Busy(number, lane) for number, lane in enumerate(lanes))
         self._waiting = Waiting()
         self._dropped: list[Ticket] = []  # ended without being launched, and not told yet
@@ -241,7 +242,7 @@ class Dispatcher:
 
     def _freest(self) -> int | None:
         """Return the smallest number of batches that a lane has; None where all have as many as they may."""
-        for level, lanes in enumerate(self._levels[:-1]):
+        for level, lanes in enumerate(self._roomy):
             if lanes:
                 return level
         return None

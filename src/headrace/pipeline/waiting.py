@@ -45,12 +45,14 @@ class Waiting:
 
     def take(self, count: int) -> list[Ticket]:
         """Take out the first `count`."""
-        popleft = self._queue.popleft
-        tickets = [popleft() for _ in range(count)]
-        for ticket in tickets:
+        queue = self._queue
+        tickets = []
+        for _ in range(count):
+            ticket = queue.popleft()
             self.rows -= ticket.rows
             if ticket.deadline_ns:
                 self._untime(ticket)
+            tickets.append(ticket)
         return tickets
 
     def take_all(self) -> list[Ticket]:

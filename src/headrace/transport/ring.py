@@ -195,7 +195,7 @@ class RingEndpoint:
     def __init__(self, pair: RingPair, register: Callable[[Tensor], Callable[[], None]]) -> None:
         self._mapped = _Mapped(pair, BACKEND)
         self._unregister = register(self._mapped.table.memory())
-        self._closed = False
+        self.closed = False  # the client has said that no request will follow, and all that it sent has been taken
         self._open_requests = 0
         self._open_lock = threading.Lock()
         self._withdrawn: list[Withdrawal] = []
@@ -209,17 +209,12 @@ class RingEndpoint:
         """How many have been taken and not finished."""
         return self._open_requests
 
-    @property
-    def closed(self) -> bool:
-        """Whether the client has said that no request will follow, and all that it sent has been taken."""
-        return self._closed
-
     def take(self, timeout_s: float) -> list[Ticket] | None:
         """Return the requests that wait, in order; none after `timeout_s`; None once the client is done or gone.
 
         Those that cannot be, or that have been cancelled since, are answered at once. See `withdrawn`.
         """
-        if self._closed:
+        if self.closed:
             return None
         try:
             data = self._mapped.requests.take(timeout_s)
@@ -230,6 +225,8 @@ class RingEndpoint:
 
     def withdrawn(self) -> Sequence[Withdrawal]:
         """Return what the client no longer wants of what had been taken before, as far as `take` has seen."""
+        if not self._withdrawn:
+            return ()
         withdrawn, self._withdrawn = self._withdrawn, []
         return withdrawn
 
@@ -250,7 +247,7 @@ class RingEndpoint:
             elif kind == CANCEL:
                 cancels.append(((number, first), len(tickets)))
             elif kind == CLOSE:
-                self._closed = True
+                self.closed = True
                 break
             else:
                 ticket.error = InvalidRequest(
