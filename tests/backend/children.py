@@ -100,7 +100,4 @@ def serve_until(stage, pairs, orders):
     else:
         HOOKS[stage](backend)
     orders.send(None)
-    orders.recv()
-    if stage == BEFORE_TAKING:
-        die()
     signal.pause()

@@ -248,7 +248,9 @@ def test_an_engine_that_is_killed_at_any_stage_is_told_to_every_client_at_once(s
         client.send(request(number, client.lease(2), 2))
     with ThreadPoolExecutor(len(clients)) as waiting:
         ends = [waiting.submit(wait_for_the_end, client) for client in clients]
-        engine.send_and_die(0, by="the next step")
+        if stage == BEFORE_TAKING:
+            engine.kill()
+        engine.process.join(WAIT_S)
         told = [end.result(WAIT_S) for end in ends]
     assert engine.process.exitcode == -signal.SIGKILL
     assert all((each.request, each.kind) == (number, ANSWER) for number, own in enumerate(told) for each in own)
