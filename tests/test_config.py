@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.config import DesignConfig, InputConfig, LoadConfig, ModelConfig, RunConfig
+from headrace.config import DesignConfig, InputConfig, LanesConfig, LoadConfig, ModelConfig, RunConfig
 from headrace.errors import InvalidOption
 
 
@@ -26,6 +26,11 @@ from headrace.errors import InvalidOption
         (RunConfig(load=LoadConfig(num_iters=0)), "--num-iters 0"),
         (RunConfig(load=LoadConfig(warmup_iters=-1)), "--warmup-iters -1"),
         (RunConfig(load=LoadConfig(stall_timeout_s=0)), "--stall-timeout 0"),
+        (RunConfig(lanes=LanesConfig(buckets=())), "--buckets : give ascending numbers of rows"),
+        (RunConfig(lanes=LanesConfig(buckets=(0, 1))), "--buckets 0 1: .* at least 1"),
+        (RunConfig(lanes=LanesConfig(buckets=(4, 2))), "--buckets 4 2: give ascending"),
+        (RunConfig(lanes=LanesConfig(buckets=(2, 2))), "--buckets 2 2: .* each once"),
+        (RunConfig(lanes=LanesConfig(max_queue_delay_us=-1)), "--max-queue-delay-us -1: cannot be negative"),
     ],
 )
 def test_refused(config, words):

@@ -95,6 +95,13 @@ class DeadlineExceeded(HeadraceError):
     grpc_code = "DEADLINE_EXCEEDED"
 
 
+class Cancelled(HeadraceError):
+    """A request whose client left before it was computed. 499 is what servers log for that: nobody reads the answer."""
+
+    http_status = 499
+    grpc_code = "CANCELLED"
+
+
 class EngineStopped(HeadraceError):
     """The engine takes no requests: it was stopped, or its device is lost. Start a new one."""
 

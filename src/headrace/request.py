@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from headrace.errors import Cancelled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from headrace.transport.table import RowTable
+
+DEFAULT_PRIORITY = 100  # of a request that asks for none, so that others can go before and behind it
 
 
 @dataclass(slots=True)
@@ -53,9 +57,13 @@ class Source(Protocol):
         """Tell that these have ended: with outputs in their rows, or with `error`. Each exactly once."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way through the lanes: consecutive rows of a source's table. One stage owns it at a time."""
+    """One request on its way through the lanes: consecutive rows of a source's table. One stage owns it at a time.
+
+    `priority` is Triton's: 1 is the highest, larger numbers are lower. A lower one waits for as long as higher ones
+    keep coming; only its deadline ends that.
+    """
 
     source: Source
     index: int  # the source's own
@@ -67,7 +75,19 @@ class Ticket:
     lane: int = 0
     batch_rows: int = 0  # of the batch that it was computed in
     deadline_ns: int = 0  # not computed if it has not been launched by then; 0: whenever there is room
+    priority: int = DEFAULT_PRIORITY
     error: Exception | None = None
+
+    def cancel(self) -> None:
+        """Say that it will not be computed, since nobody waits for it any more."""
+        self.error = Cancelled("its client left before the request was computed, and it was dropped")
+
+
+class Withdrawal(NamedTuple):
+    """A request that its client no longer wants, or all that wait of a client that is gone."""
+
+    source: Source
+    request: tuple[int, int] | None  # its index and first row; None: all of the source's
 
 
 @dataclass(slots=True)

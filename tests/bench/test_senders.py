@@ -32,8 +32,8 @@ class Backend:
 
     def take(self):
         for told in self.endpoint.take(0) or []:
-            assert told.request not in self.waiting
-            self.waiting[told.request] = told
+            assert told.index not in self.waiting
+            self.waiting[told.index] = told
 
     def rows_in_flight(self):
         return [row for told in self.waiting.values() for row in range(told.first_row, told.first_row + told.rows)]
@@ -221,7 +221,7 @@ def test_closing_tells_the_backend_that_no_request_will_follow(kind):
     with Ring(kind) as ring:
         ring.sender.send([0])
         ring.sender.close()
-        assert [told.request for told in ring.backend.endpoint.take(0)] == [0]
+        assert [told.index for told in ring.backend.endpoint.take(0)] == [0]
         assert ring.backend.endpoint.take(0) is None
 
 

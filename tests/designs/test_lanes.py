@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headrace.config import LanesConfig
-from headrace.designs.lanes import LanesDesign, RingArrivals
+from headrace.designs.lanes import LanesDesign
 from headrace.errors import ModelError
 from headrace.model.signature import FlatModel
 from headrace.pipeline.batch import BatchingConfig
@@ -305,7 +305,7 @@ def test_the_loop_answers_a_rings_requests_as_the_threads_do(lanes):
     def serve(endpoint):
         flat, buffers = FlatModel(model, None), [torch.zeros(BUCKETS[-1], FEATURES)]
         host_lanes = [HostLane(flat, [tensor.clone() for tensor in buffers], padded=False) for _ in range(lanes)]
-        Dispatcher(host_lanes, BatchingConfig(buckets=BUCKETS), 2).serve(RingArrivals(endpoint))
+        Dispatcher(host_lanes, BatchingConfig(buckets=BUCKETS), 2).serve(endpoint)
         for lane in host_lanes:
             lane.close()
 
@@ -313,23 +313,3 @@ def test_the_loop_answers_a_rings_requests_as_the_threads_do(lanes):
     assert ring.errors == {}
     for index, batch in enumerate(sent):
         torch.testing.assert_close(ring.outputs[index], model(batch).detach())
-
-
-def test_requests_that_are_put_back_are_taken_once_more_and_first():
-    ring = Ring(batches_of([1, 2]))
-    arrivals = RingArrivals(ring.endpoint)
-    assert arrivals.ready()
-    first = arrivals.take(0)
-    assert [(ticket.index, ticket.rows) for ticket in first] == [(0, 1), (1, 2)]
-    assert not arrivals.ready()
-    arrivals.put_back(first)
-    ring.client.send(pack(Descriptor(2, REQUEST, 3, 1)))
-    assert arrivals.ready()
-    assert arrivals.take(0) is first
-    assert [ticket.index for ticket in arrivals.take(0)] == [2]
-    assert arrivals.take(0) == []
-    ring.client.close()
-    assert arrivals.ready(), "the end is news too"
-    assert arrivals.take(0) == []
-    assert arrivals.take(WAIT_S) is None
-    ring.pair.close()

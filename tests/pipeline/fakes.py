@@ -6,7 +6,7 @@ import pytest
 
 from headrace.pipeline.batch import BatchingConfig
 from headrace.pipeline.dispatch import Dispatcher
-from headrace.request import Ticket
+from headrace.request import Ticket, Withdrawal
 
 WAIT_S = 60
 SINGLES = BatchingConfig(buckets=(1,))
@@ -131,12 +131,14 @@ class FakeArrivals:
     """Requests for the loop, put by any thread."""
 
     def __init__(self):
-        self._waiting: list[list[Ticket] | None] = []
+        self._waiting: list[list[Ticket] | list[Withdrawal] | None] = []
+        self._withdrawn: list[Withdrawal] = []
         self._closed = False
         self._turns = 0
         self._changed = threading.Condition()
 
     def put(self, tickets):
+        """Have these taken, or, if they are withdrawals, learnt after what was put before."""
         with self._changed:
             self._waiting.append(tickets)
             self._changed.notify_all()
@@ -154,7 +156,14 @@ class FakeArrivals:
             self._changed.wait_for(lambda: self._waiting, timeout_s)
             tickets = self._waiting.pop(0) if self._waiting and not self._closed else []
             self._closed |= tickets is None
+            if tickets and isinstance(tickets[0], Withdrawal):
+                tickets, self._withdrawn = [], tickets
             return None if self._closed else tickets
+
+    def withdrawn(self):
+        with self._changed:
+            withdrawn, self._withdrawn = self._withdrawn, []
+            return withdrawn
 
     def wait_for_turns(self, count=3):
         """Return when the loop has gone round so many times."""
@@ -170,6 +179,7 @@ class OnThreads:
         self.dispatcher = Dispatcher(lanes, batching, depth, **options)
         self.dispatcher.start()
         self.submit = self.dispatcher.submit
+        self.withdraw = self.dispatcher.withdraw
         self.stop = self.dispatcher.stop
 
     def settle(self):
@@ -183,6 +193,7 @@ class InALoop:
         self.dispatcher = Dispatcher(lanes, batching, depth, **options)
         self.arrivals = FakeArrivals()
         self.submit = self.arrivals.put
+        self.withdraw = self.arrivals.put
         self._loop = threading.Thread(target=self.dispatcher.serve, args=(self.arrivals,), daemon=True)
         self._loop.start()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import InvalidOption
+from headrace.config import LanesConfig
 from headrace.pipeline.batch import WORTH_PADDING, BatchingConfig, bucket_of, may_start, powers_of_two, take
 
 CONFIGS = st.builds(
@@ -136,20 +136,4 @@ def test_the_bucket_is_the_smallest_that_fits(config, data):
 )
 def test_the_usual_buckets_are_powers_of_two_and_the_largest(max_batch_size, buckets):
     assert powers_of_two(max_batch_size) == buckets
-    BatchingConfig(buckets=buckets).validate()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"buckets": ()}, r"buckets \[\]: at least one is needed"),
-        ({"buckets": (0, 1)}, r"buckets \[0, 1\]: at least one is needed, each of 1 row or more"),
-        ({"buckets": (4, 2)}, r"buckets \[4, 2\]: must be ascending"),
-        ({"buckets": (2, 2)}, r"buckets \[2, 2\]: must be ascending, each once"),
-        ({"max_queue_delay_us": -1}, "max queue delay -1 us: cannot be negative"),
-    ],
-    ids=["none", "of no rows", "descending", "twice", "negative delay"],
-)
-def test_buckets_and_delays_that_cannot_be_are_refused(changes, words):
-    with pytest.raises(InvalidOption, match=words):
-        BatchingConfig(**changes).validate()
+    LanesConfig(buckets=buckets).validate()

@@ -59,6 +59,9 @@ class Script:
         taken, self._next = self._next, []
         return taken or None
 
+    def withdrawn(self):
+        return ()
+
 
 class StrictLane(FakeLane):
     """Notes in `started` the requests that come for the first time, and in `broken` every rule that was."""
@@ -306,6 +309,9 @@ def test_the_loop_waits_for_requests_only_while_nothing_is_under_way():
             if source.told:
                 return None
             return [] if lane.launched else [source.ticket(0)]
+
+        def withdrawn(self):
+            return ()
 
     Dispatcher([lane], SINGLES, 1).serve(Arrivals())
     assert waits == [(True, 0, 0), (False, 1, 0), (True, 1, 1)]

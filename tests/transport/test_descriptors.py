@@ -16,12 +16,20 @@ from hypothesis import strategies as st
 from headrace.errors import PeerGone, TransportFailed
 from headrace.transport.descriptors import (
     ANSWER,
+    CANCEL,
     DESCRIPTOR_DTYPE,
+    ERROR,
     REQUEST,
     Descriptor,
     DescriptorRing,
+    ErrorKind,
+    cancellation,
+    error_entry,
+    kind_of,
     pack,
+    request,
     require_ordered_memory,
+    text_row,
     unpack,
 )
 from headrace.transport.layout import COUNTERS, DESCRIPTOR, Layout
@@ -60,6 +68,45 @@ def test_one_packed_and_many_in_an_array_are_the_same_bytes(fields):
     assert DESCRIPTOR_DTYPE.names == Descriptor._fields
     assert np.frombuffer(pack(descriptor), DESCRIPTOR_DTYPE)[0].item() == descriptor
     assert list(unpack(pack(descriptor) * 2)) == [descriptor] * 2
+
+
+@given(LONG, INT, INT, LONG, INT)
+def test_a_request_says_what_it_was_made_of(number, first_row, rows, deadline_ns, priority):
+    (told,) = unpack(request(number, first_row, rows, deadline_ns, priority))
+    assert (told.request, told.kind, told.first_row, told.rows) == (number, REQUEST, first_row, rows)
+    assert (told.deadline_ns, told.priority) == (deadline_ns, priority)
+
+
+def test_a_request_without_deadline_and_priority_is_one_whose_other_fields_are_zero():
+    assert request(7, 3, 2) == pack(Descriptor(7, REQUEST, 3, 2))
+    assert cancellation(7, 3, 2) == pack(Descriptor(7, CANCEL, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "http_status"),
+    [
+        (ErrorKind.DEADLINE, 504),
+        (ErrorKind.CANCELLED, 499),
+        (ErrorKind.STOPPED, 503),
+        (ErrorKind.INVALID, 400),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_errors_kind_says_which_class_it_was(kind, http_status):
+    assert kind_of(kind.error_class("told")) is kind
+    assert kind.error_class.http_status == http_status
+
+
+def test_whatever_else_is_raised_is_the_models_and_so_is_an_entry_that_is_only_a_row():
+    assert kind_of(KeyError()) is kind_of(PeerGone()) is ErrorKind.MODEL
+    assert Descriptor(1, ERROR, entry=12345).error_kind is ErrorKind.MODEL
+
+
+@given(st.sampled_from(ErrorKind), st.integers(0, 2**28 - 1))
+def test_an_errors_kind_and_its_texts_row_share_a_field(kind, row):
+    (told,) = unpack(pack(Descriptor(1, ERROR, entry=error_entry(kind, row))))
+    assert told.error_kind is kind
+    assert text_row(told.entry) == row
 
 
 def test_descriptors_arrive_in_order_and_whole(wake_fd):
@@ -145,7 +192,7 @@ ECHO_LAYOUT = Layout(rows=64, inputs=(), outputs=())
 def both_rings(pair):
     memory = mmap(pair.memory_fd, pair.layout.total_bytes)
     for direction, wake in enumerate((pair.wake_backend_fd, pair.wake_client_fd)):
-        yield DescriptorRing(memory, pair.layout.ring_offset(direction), pair.layout.entries, wake)
+        yield DescriptorRing(memory, pair.layout.ring_offset(direction), pair.layout.entries[direction], wake)
 
 
 def echo(pair, total):

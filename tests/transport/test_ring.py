@@ -8,11 +8,30 @@ from mmap import mmap
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headrace.errors import PeerGone, TransportFailed
-from headrace.request import Ticket
+from headrace.errors import (
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidRequest,
+    PeerGone,
+    TransportFailed,
+)
+from headrace.request import DEFAULT_PRIORITY, Ticket, Withdrawal
 from headrace.tensors import TensorSpec
-from headrace.transport.descriptors import ANSWER, ERROR, REQUEST, Descriptor, pack, unpack
+from headrace.transport.descriptors import (
+    ANSWER,
+    CANCEL,
+    ERROR,
+    REQUEST,
+    Descriptor,
+    ErrorKind,
+    cancellation,
+    pack,
+    request,
+    unpack,
+)
 from headrace.transport.layout import LINE, PAGE, Layout
 from headrace.transport.pair import RingPair
 from headrace.transport.ring import RingClient, RingEndpoint
@@ -78,14 +97,14 @@ def serve(pair):
 
     endpoint = RingEndpoint(pair, register)
     assert registered[0].data_ptr() % PAGE == 0
-    for request in endpoint.requests():
-        first = request.inputs[0, 0].item()
+    for asked in endpoint.requests():
+        first = asked.inputs[0, 0].item()
         if first < 0:
-            endpoint.fail(request, ValueError("negative\nsecond line"))
+            endpoint.fail(asked, ValueError("negative\nsecond line"))
         elif first == MISSHAPE:
-            endpoint.respond(request, torch.zeros(1, 1000))
+            endpoint.respond(asked, torch.zeros(1, 1000))
         else:
-            endpoint.respond(request, request.inputs * 2)
+            endpoint.respond(asked, asked.inputs * 2)
     endpoint.close()
     assert len(registered) == len(unregistered) == 1
 
@@ -187,9 +206,9 @@ def test_tickets_are_answered_together_with_what_is_known_of_them(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)) + pack(Descriptor(6, REQUEST, 2, 1)))
     taken = endpoint.take(0)
-    assert [(told.request, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
+    assert [(told.index, told.first_row, told.rows) for told in taken] == [(5, 0, 2), (6, 2, 1)]
     times = {"received_ns": 10, "started_ns": 20, "computed_ns": 30, "lane": 3, "batch_rows": 7}
-    good, bad = (Ticket(endpoint, told.request, told.first_row, told.rows, **times) for told in taken)
+    good, bad = (Ticket(endpoint, told.index, told.first_row, told.rows, **times) for told in taken)
     bad.error = ValueError("bad row\nsecond line")
     endpoint.finish([good, bad])
     answer, error = unpack(client.take(0))
@@ -224,6 +243,154 @@ def test_an_error_with_the_name_of_an_undecodable_file_is_told(pair):
     assert client.error_text(told.entry).startswith("FileNotFoundError: no file ")
 
 
+def told_to(client):
+    """What the client is told: number, rows and kind of each, errors with their own."""
+    return [
+        (told.request, told.first_row, told.rows, told.error_kind if told.kind == ERROR else None)
+        for told in unpack(client.take(0))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("bad"), ErrorKind.MODEL),
+        (DeadlineExceeded("late"), ErrorKind.DEADLINE),
+        (EngineStopped("lost"), ErrorKind.STOPPED),
+        (InvalidRequest("no"), ErrorKind.INVALID),
+    ],
+    ids=["model", "deadline", "stopped", "invalid"],
+)
+def test_an_error_crosses_with_its_kind_and_its_text(pair, error, kind):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    endpoint.finish([Ticket(endpoint, 1, 4, 2, 0, error=error)])
+    (told,) = unpack(client.take(0))
+    assert (told.kind, told.error_kind) == (ERROR, kind)
+    assert client.error_text(told.entry) == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [((0, 0), (0, DEFAULT_PRIORITY)), ((5, 7), (5, 7)), ((-5, -7), (0, DEFAULT_PRIORITY))],
+    ids=["none", "both", "negative ones are none"],
+)
+def test_a_request_has_the_deadline_and_the_priority_that_it_was_sent_with(pair, sent, taken):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(request(1, 0, 1, *sent))
+    assert [(ticket.deadline_ns, ticket.priority) for ticket in endpoint.take(0)] == [taken]
+
+
+def test_a_request_that_its_cancellation_has_overtaken_is_answered_at_once(pair):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(request(1, 0, 2) + request(2, 2, 1) + cancellation(1, 0, 2))
+    assert [ticket.index for ticket in endpoint.take(0)] == [2]
+    assert told_to(client) == [(1, 0, 2, ErrorKind.CANCELLED)]
+    assert endpoint.withdrawn() == ()
+    assert endpoint.open_requests == 1
+
+
+def test_the_cancellation_of_what_was_taken_before_is_handed_on_once(pair):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(request(1, 0, 2) + request(2, 2, 1))
+    endpoint.take(0)
+    client.send(cancellation(2, 2, 1) + request(2, 2, 1))  # the new one of the same number is wanted
+    assert [ticket.index for ticket in endpoint.take(0)] == [2]
+    assert endpoint.withdrawn() == [Withdrawal(endpoint, (2, 2))]
+    assert endpoint.withdrawn() == ()
+    assert endpoint.open_requests == 3
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Descriptor(9, REQUEST, 0, 0),
+        Descriptor(9, REQUEST, 0, -1),
+        Descriptor(9, REQUEST, -1, 2),
+        Descriptor(9, REQUEST, ROWS - 1, 2),
+        Descriptor(9, REQUEST, 0, 2**31 - 1),
+        Descriptor(9, ANSWER, 0, 1),
+        Descriptor(9, 77, 0, 1),
+    ],
+    ids=["no rows", "fewer", "before the table", "across its end", "too many", "an answer", "an unknown kind"],
+)
+def test_a_descriptor_that_cannot_be_is_refused_and_the_others_are_taken(pair, broken):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(request(1, 0, 1) + pack(broken) + request(2, 1, 1))
+    assert [ticket.index for ticket in endpoint.take(0)] == [1, 2]
+    assert told_to(client) == [(9, broken.first_row, broken.rows, ErrorKind.INVALID)]
+    assert endpoint.open_requests == 2
+
+
+def test_cancelling_what_was_never_sent_harms_nobody(pair):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(pack(Descriptor(9, CANCEL, -1, -1)) + request(1, 0, 1))
+    assert [ticket.index for ticket in endpoint.take(0)] == [1]
+    assert endpoint.withdrawn() == [Withdrawal(endpoint, (9, -1))]
+    assert told_to(client) == []
+
+
+def test_a_published_design_computes_what_was_cancelled(pair):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(request(1, 0, 1))
+    requests = endpoint.requests()
+    assert next(requests).index == 1
+    client.send(cancellation(1, 0, 1) + request(2, 1, 1))
+    client.close()
+    assert [each.index for each in requests] == [2]
+
+
+def test_the_ring_of_requests_has_room_for_the_most_that_can_be_unread(pair):
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    client.send(b"".join(request(row, row, 1) for row in range(ROWS)))
+    endpoint.finish(endpoint.take(0))
+    client.send(b"".join(cancellation(row, row, 1) for row in range(ROWS)))
+    assert len(told_to(client)) == ROWS
+    client.send(b"".join(request(ROWS + row, row, 1) + cancellation(ROWS + row, row, 1) for row in range(ROWS)))
+    client.close()
+    with pytest.raises(TransportFailed, match=f"the ring is full: {3 * ROWS + 1} descriptors"):
+        client.send(cancellation(0, 0, 1))
+    assert endpoint.take(0) == []
+    assert endpoint.closed
+    assert told_to(client) == [(ROWS + row, row, 1, ErrorKind.CANCELLED) for row in range(ROWS)]
+
+
+@given(st.lists(st.sampled_from(["send", "cancel", "read", "take", "answer"]), max_size=120))
+def test_a_client_that_keeps_the_rules_never_finds_the_ring_full(steps):
+    pair = RingPair.create(layout_of(rows=2))
+    client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
+    unanswered, uncancelled, taken, numbers, ended = {}, [], [], 0, []
+
+    def read():
+        for told in unpack(client.take(0)):
+            assert unanswered.pop(told.request) == told.first_row
+            ended.append(told.request)
+            client.release(told.first_row, 1)
+
+    for step in steps:
+        if step == "send" and (row := client.lease(1)) is not None:
+            client.send(request(numbers, row, 1))
+            unanswered[numbers] = row
+            uncancelled.append(numbers)
+            numbers += 1
+        elif step == "cancel" and uncancelled:
+            number = uncancelled.pop()
+            if number in unanswered:
+                client.send(cancellation(number, unanswered[number], 1))
+        elif step == "read":
+            read()
+        elif step == "take" and endpoint.ready():
+            taken += endpoint.take(0)
+        elif step == "answer":
+            endpoint.finish(taken)
+            taken.clear()
+    client.close()
+    endpoint.finish([*taken, *endpoint.take(0)])
+    read()
+    assert sorted(ended) == list(range(numbers)), "each is answered once"
+    assert endpoint.open_requests == 0
+    pair.close()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bfloat16", "bool"])
 def test_both_sides_see_the_same_rows_of_every_type(dtype):
     pair = RingPair.create(layout_of(dtype=dtype))
@@ -239,7 +406,7 @@ def test_what_the_client_sent_before_it_closed_is_taken_and_then_no_more(pair):
     client, endpoint = RingClient(pair), RingEndpoint(pair, no_device)
     client.send(pack(Descriptor(5, REQUEST, 0, 2)))
     client.close()
-    assert [told.request for told in endpoint.take(0)] == [5]
+    assert [told.index for told in endpoint.take(0)] == [5]
     assert endpoint.take(LONGER_S) is None
     assert list(endpoint.requests()) == []
 
@@ -249,7 +416,7 @@ def test_a_full_table_of_single_rows_can_be_sent_answered_and_closed(pair):
     client.send(b"".join(pack(Descriptor(row, REQUEST, row, 1)) for row in range(ROWS)))
     client.close()
     taken = endpoint.take(0)
-    endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0) for told in taken])
+    endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0) for told in taken])
     assert [told.request for told in unpack(client.take(0))] == list(range(ROWS))
 
 
@@ -266,7 +433,7 @@ def both_sides(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
     signal.pause()
 
 
@@ -276,7 +443,7 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
     process = start(both_sides, to_backend, to_client)
     client.send(pack(Descriptor(7, REQUEST, 3, 2)))
     assert [told.request for told in unpack(client.take(WAIT_S))] == [7]
-    assert [told.request for told in endpoint.take(WAIT_S)] == [1]
+    assert [told.index for told in endpoint.take(WAIT_S)] == [1]
     with ThreadPoolExecutor(2) as waiting:
         answers = waiting.submit(client.take, LONGER_S)
         requests = waiting.submit(endpoint.take, LONGER_S)
@@ -295,7 +462,7 @@ def test_whoever_waits_for_a_process_that_is_killed_is_woken_at_once():
 def answers_asks_and_dies(as_backend, as_client):
     endpoint, client = RingEndpoint(as_backend, no_device), RingClient(as_client)
     for told in endpoint.take(WAIT_S):
-        endpoint.finish([Ticket(endpoint, told.request, told.first_row, told.rows, 0)])
+        endpoint.finish([Ticket(endpoint, told.index, told.first_row, told.rows, 0)])
     client.send(pack(Descriptor(1, REQUEST, 0, 1)))
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -6,10 +6,8 @@ import select
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.clock import now_ns
 from headrace.control import Attach, Stop
-from headrace.errors import InvalidRequest
-from headrace.request import Ticket
+from headrace.request import Ticket, Withdrawal
 from headrace.transport.ring import RingEndpoint
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
     from headrace.transport.pair import RingPair
 
-CONTROL_EVERY = 1024  # looks for requests between two looks for words, while busy
+LISTEN_EVERY = 1024  # looks for requests between two looks for words and deaths, while busy
 
 
 class Control(Protocol):
@@ -33,85 +31,74 @@ class Control(Protocol):
 class RingsArrivals:
     """All rings of a backend. One thread uses it.
 
-    `register` makes a ring's memory known to the device. Ends with the supervisor's word, or with the supervisor.
+    `register` makes a ring's memory known to the device. Ends with the supervisor's word, or with the supervisor. When
+    a client's process ends, what it had sent is not computed any more, and its ring is let go when nothing of it is
+    under way.
     """
 
-    def __init__(
-        self,
-        control: Control,
-        wake_fd: int,
-        max_batch_size: int,
-        register: Callable[[Tensor], Callable[[], None]],
-    ) -> None:
+    def __init__(self, control: Control, wake_fd: int, register: Callable[[Tensor], Callable[[], None]]) -> None:
         self._control = control
         self._wake_fd = wake_fd
-        self._max_batch_size = max_batch_size
         self._register = register
-        self._rings: list[RingEndpoint] = []
-        self._pairs: dict[RingEndpoint, RingPair] = {}
-        self._leaving: list[RingEndpoint] = []  # closed by the client, with requests still under way
+        self._rings: list[RingEndpoint] = []  # that may send more
+        self._pairs: dict[RingEndpoint, RingPair] = {}  # of all
+        self._dead: set[RingEndpoint] = set()
+        self._withdrawn: list[Withdrawal] = []
         self._looks = 0
         self._stopping = False
 
     def ready(self) -> bool:
         """See `dispatch.Arrivals`."""
         self._looks += 1
-        return any(ring.ready() for ring in self._rings) or self._looks % CONTROL_EVERY == 0
+        return any(ring.ready() for ring in self._rings) or self._looks >= LISTEN_EVERY
 
     def take(self, timeout_s: float) -> Sequence[Ticket] | None:
         """See `dispatch.Arrivals`."""
+        self._looks += 1
+        listened = self._looks >= LISTEN_EVERY  # also while there is always something to take
+        if listened:
+            self._listen()
         tickets = self._take_all()
-        if tickets:
+        if tickets or self._withdrawn:
             return tickets
-        self._listen()
-        if timeout_s and not self._stopping:
+        if not listened:
+            self._listen()
+        if timeout_s and not self._stopping and not self._withdrawn:
             self._sleep(timeout_s)
             tickets = self._take_all()
         return None if self._stopping and not tickets else tickets
 
+    def withdrawn(self) -> Sequence[Withdrawal]:
+        """See `dispatch.Arrivals`."""
+        if not self._withdrawn:
+            return ()
+        withdrawn, self._withdrawn = self._withdrawn, []
+        return withdrawn
+
     def close(self) -> None:
         """Let go of all rings. No request may be under way."""
-        for ring in (*self._rings, *self._leaving):
+        self._rings.clear()
+        for ring in list(self._pairs):
             self._let_go(ring)
 
     def _let_go(self, ring: RingEndpoint) -> None:
+        self._dead.discard(ring)
         ring.close()
         self._pairs.pop(ring).close()
 
     def _take_all(self) -> list[Ticket]:
         tickets: list[Ticket] = []
         for ring in list(self._rings):
-            if not ring.ready():
-                continue
-            taken = ring.take(0)
-            if taken is None:
-                self._leave(ring)
-                continue
-            received_ns = now_ns()
-            for told in taken:
-                ticket = Ticket(ring, told.request, told.first_row, told.rows, received_ns)
-                if self._is_sane(ticket, ring):
-                    tickets.append(ticket)
+            if ring.ready():
+                tickets += ring.take(0) or ()
+                self._withdrawn += ring.withdrawn()
+                if ring.closed:
+                    self._rings.remove(ring)
         return tickets
-
-    def _is_sane(self, ticket: Ticket, ring: RingEndpoint) -> bool:
-        """Tell whether the rows are the table's; a broken client is told, and harms nobody else."""
-        rows, first = ticket.rows, ticket.first_row
-        if 1 <= rows <= self._max_batch_size and 0 <= first <= ring.table.layout.rows - rows:
-            return True
-        ticket.first_row = 0
-        ticket.error = InvalidRequest(
-            f"a request of {rows} rows at row {first}: must be 1 to {self._max_batch_size} rows of the table"
-        )
-        ring.finish([ticket])
-        return False
-
-    def _leave(self, ring: RingEndpoint) -> None:
-        self._rings.remove(ring)
-        self._leaving.append(ring)
 
     def _listen(self) -> None:
         """Hear the supervisor, notice clients that are gone, and let go of those whose requests have all ended."""
+        self._looks = 0
         try:
             while self._control.poll():
                 word = self._control.recv()
@@ -123,19 +110,29 @@ class RingsArrivals:
                     self._stopping = True
         except (EOFError, OSError):
             self._stopping = True
-        for ring in list(self._leaving):
-            if not ring.open_requests:
-                self._leaving.remove(ring)
-                self._let_go(ring)
+        clients = self._clients()
+        self._bury(clients, select.select([*clients], [], [], 0)[0])
+        for ring in [ring for ring in self._pairs if ring not in self._rings and not ring.open_requests]:
+            self._let_go(ring)
+
+    def _clients(self) -> dict[int, RingEndpoint]:
+        """Return the rings by the descriptors that tell of their clients' deaths, those of the dead left out."""
+        return {fd: ring for ring in self._pairs if ring not in self._dead and (fd := ring.peer_fd()) is not None}
+
+    def _bury(self, clients: dict[int, RingEndpoint], ready: Sequence[int]) -> None:
+        """Take no more from clients that are gone, and withdraw what they sent."""
+        for ring in (clients[descriptor] for descriptor in ready if descriptor in clients):
+            self._dead.add(ring)
+            self._withdrawn.append(Withdrawal(ring, None))
+            if ring in self._rings:
+                self._rings.remove(ring)
 
     def _sleep(self, timeout_s: float) -> None:
         """Wait for requests, words or deaths."""
         armed = [ring.arm() for ring in self._rings]  # all of them, whatever the first says
         if all(armed):
-            peers = {fd: ring for ring in self._rings if (fd := ring.peer_fd()) is not None}
-            ready, _, _ = select.select([self._wake_fd, self._control.fileno(), *peers], [], [], timeout_s)
-            for descriptor in ready:
-                if descriptor in peers and not peers[descriptor].ready():
-                    self._leave(peers[descriptor])
-        for ring in (*self._rings, *self._leaving):
+            clients = self._clients()
+            ready, _, _ = select.select([self._wake_fd, self._control.fileno(), *clients], [], [], timeout_s)
+            self._bury(clients, ready)
+        for ring in self._pairs:
             ring.disarm()

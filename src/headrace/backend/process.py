@@ -69,7 +69,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
         outputs=signature.outputs,
         max_batch_size=served.lanes.buckets[-1],
     )
-    arrivals = RingsArrivals(job.control, job.wake.fd, told.max_batch_size, device.register)
+    arrivals = RingsArrivals(job.control, job.wake.fd, device.register)
     stack.callback(arrivals.close)
     dispatcher = Dispatcher(lanes.lanes, batching_config(served.lanes), served.lanes.depth)
     notes += [

@@ -11,7 +11,6 @@ from headrace.bench.limits import rate
 from headrace.bench.limits_jobs import EchoJob
 from headrace.bench.limits_report import RingRates
 from headrace.clock import now_ns
-from headrace.designs.lanes import RingArrivals
 from headrace.errors import TransportFailed
 from headrace.processes import become_child
 from headrace.transport.descriptors import DESCRIPTOR_DTYPE, REQUEST
@@ -29,9 +28,8 @@ def run_echo(job: EchoJob) -> None:
 
 def answer_all(endpoint: RingEndpoint) -> int:
     """Answer every request at once, in a server's way, until the client closes; return their number."""
-    arrivals = RingArrivals(endpoint)
     answered = 0
-    while (tickets := arrivals.take(POLL_S)) is not None:
+    while (tickets := endpoint.take(POLL_S)) is not None:
         if tickets:
             endpoint.finish(tickets)
             answered += len(tickets)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from headrace.clock import now_ns
 from headrace.config import LanesConfig, Precision
 from headrace.errors import HeadraceError, ModelError
 from headrace.model.optimise import Normalise, optimise, tolerance
@@ -68,18 +67,17 @@ class LanesDesign:
             self._serve_queue(endpoint, device, load_model)
 
     def _serve_ring(self, endpoint: RingEndpoint, device: Device, load_model: Callable[[], Model]) -> None:
-        arrivals = RingArrivals(endpoint)
         first: Sequence[Ticket] | None = ()
         while not first:
-            first = arrivals.take(POLL_S)
+            first = endpoint.take(POLL_S)
             if first is None:
                 return
         rows = slice(first[0].first_row, first[0].first_row + first[0].rows)
         example = [each[rows] for each in endpoint.table.inputs]
         with ExitStack() as stack:
             dispatcher = self._build(stack, load_model(), example, endpoint.table.layout, device)
-            arrivals.put_back(first)
-            dispatcher.answer(arrivals, spin=self.config.spin and device.torch_device.type == "cuda")
+            dispatcher.submit(first)
+            dispatcher.answer(endpoint, spin=self.config.spin and device.torch_device.type == "cuda")
 
     def _serve_queue(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         with ExitStack() as stack:
@@ -177,30 +175,3 @@ class _Relay:
 
         ticket.future.add_done_callback(answer)
         self._dispatcher.submit_or_tell([ticket])
-
-
-class RingArrivals:
-    """A ring's requests as tickets: what the dispatcher's loop takes."""
-
-    def __init__(self, endpoint: RingEndpoint) -> None:
-        self._endpoint = endpoint
-        self._put_back: Sequence[Ticket] = ()
-
-    def ready(self) -> bool:
-        """See `dispatch.Arrivals`."""
-        return bool(self._put_back) or self._endpoint.ready()
-
-    def take(self, timeout_s: float) -> Sequence[Ticket] | None:
-        """See `dispatch.Arrivals`."""
-        if self._put_back:
-            tickets, self._put_back = self._put_back, ()
-            return tickets
-        taken = self._endpoint.take(timeout_s)
-        if taken is None:
-            return None
-        received_ns = now_ns()
-        return [Ticket(self._endpoint, told.request, told.first_row, told.rows, received_ns) for told in taken]
-
-    def put_back(self, tickets: Sequence[Ticket]) -> None:
-        """Have these taken once more, first."""
-        self._put_back = tickets

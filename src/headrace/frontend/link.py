@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.errors import EngineStopped, InvalidRequest, QueueFull, RunFailed
+from headrace.errors import EngineStopped, HeadraceError, InvalidRequest, QueueFull, RunFailed
 from headrace.processes import without_paths
-from headrace.transport.descriptors import ERROR, REQUEST, Descriptor, pack, unpack
+from headrace.transport.descriptors import ERROR, Descriptor, ErrorKind, cancellation, request, unpack
 from headrace.transport.ring import RingClient
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ class ModelFailed(RunFailed):
 
     def __init__(self, text: str) -> None:
         super().__init__(without_paths(text))
+
+
+def _error(kind: ErrorKind, text: str) -> HeadraceError:
+    """Return an error as the backend described it: its class, and its message behind the class's name."""
+    return ModelFailed(text) if kind is ErrorKind.MODEL else kind.error_class(text.partition(": ")[2] or text)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +57,7 @@ class Call:
     async def answer(self) -> Descriptor:
         """Hand over the inputs and wait; return what the backend says of the request: its times and its batch.
 
-        Raises EngineStopped, or ModelFailed.
+        Raises EngineStopped, DeadlineExceeded, or ModelFailed.
         """
         future = self._link.send(self._first_row, self)
         self._is_backends = True
@@ -60,6 +65,8 @@ class Call:
             self.told = await future
         finally:
             self._is_backends = future.cancelled()
+            if self._is_backends:
+                self._link.withdraw(self._first_row)
         return self.told
 
     def close(self) -> None:
@@ -132,10 +139,16 @@ class BackendLink:
         self._numbers += 1
         held = _Held(self._numbers, call.rows, self._loop.create_future())
         self._held[first] = held
-        self.ring.send(pack(Descriptor(self._numbers, REQUEST, first, call.rows)))
+        self.ring.send(request(self._numbers, first, call.rows, call.deadline_ns, call.priority))
         if self._peer is None:
             self._watch_peer()
         return held.answered
+
+    def withdraw(self, first: int) -> None:
+        """Tell the backend that nobody wants the answer any more. It answers all the same, which gives the rows back."""
+        held = self._held.get(first)
+        if held is not None:
+            self.ring.send(cancellation(held.number, first, held.rows))
 
     def release(self, first: int, rows: int) -> None:
         self._in_flight -= 1
@@ -174,7 +187,7 @@ class BackendLink:
         if held.answered.cancelled():  # the caller has gone away
             self.release(answer.first_row, held.rows)
         elif answer.kind == ERROR:
-            held.answered.set_exception(ModelFailed(self.ring.error_text(answer.entry)))
+            held.answered.set_exception(_error(answer.error_kind, self.ring.error_text(answer.entry)))
         else:
             held.answered.set_result(answer)
 

@@ -12,14 +12,12 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headrace.errors import InvalidOption
-
 WORTH_PADDING = 0.75  # a bucket filled less than this runs as a smaller, full one, and the rest follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchingConfig:
-    """Field names follow Triton's dynamic batcher."""
+    """Field names follow Triton's dynamic batcher. Values are those that `config.LanesConfig` has let pass."""
 
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # rows that the model is prepared for, ascending
     max_queue_delay_us: int = 0  # 0: never let a lane idle while requests wait
@@ -27,15 +25,6 @@ class BatchingConfig:
     @property
     def max_batch_size(self) -> int:
         return self.buckets[-1]
-
-    def validate(self) -> None:
-        """Raise InvalidOption for buckets or a delay that cannot be."""
-        if not self.buckets or any(bucket < 1 for bucket in self.buckets):
-            raise InvalidOption(f"buckets {list(self.buckets)}: at least one is needed, each of 1 row or more")
-        if list(self.buckets) != sorted(set(self.buckets)):
-            raise InvalidOption(f"buckets {list(self.buckets)}: must be ascending, each once")
-        if self.max_queue_delay_us < 0:
-            raise InvalidOption(f"max queue delay {self.max_queue_delay_us} us: cannot be negative")
 
 
 def powers_of_two(max_batch_size: int) -> tuple[int, ...]:

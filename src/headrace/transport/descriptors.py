@@ -19,13 +19,23 @@ import select
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
 
 from headrace.clock import NS_PER_S, now_ns, seconds
-from headrace.errors import PeerGone, TransportFailed
+from headrace.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineStopped,
+    HeadraceError,
+    InvalidRequest,
+    ModelError,
+    PeerGone,
+    TransportFailed,
+)
 from headrace.transport.layout import COUNTERS, DESCRIPTOR, LINE
 
 ORDERED_MACHINES = ("x86_64", "AMD64")
@@ -47,23 +57,71 @@ DESCRIPTOR_DTYPE = np.dtype(
 )
 _WRITTEN, _READ, _ASLEEP = (line * LINE // 8 for line in range(3))  # counters, as indexes of 8-byte words
 
-REQUEST, ANSWER, ERROR, CLOSE = range(4)
+_KIND_SHIFT = 28  # an error's `entry`: the row whose text it is, and above these bits its kind
+
+REQUEST, ANSWER, ERROR, CLOSE, CANCEL = range(5)
+
+
+class ErrorKind(IntEnum):
+    """Which remedy an error calls for."""
+
+    MODEL = 0  # what the model, or anything unforeseen, raised
+    DEADLINE = 1
+    CANCELLED = 2
+    STOPPED = 3
+    INVALID = 4
+
+    @property
+    def error_class(self) -> type[HeadraceError]:
+        """The class that stands for it, with what a server answers."""
+        return _ERRORS[self]
+
+
+_ERRORS: dict[ErrorKind, type[HeadraceError]] = {
+    ErrorKind.MODEL: ModelError,
+    ErrorKind.DEADLINE: DeadlineExceeded,
+    ErrorKind.CANCELLED: Cancelled,
+    ErrorKind.STOPPED: EngineStopped,
+    ErrorKind.INVALID: InvalidRequest,
+}
+
+
+def kind_of(error: Exception) -> ErrorKind:
+    return next((kind for kind, known in _ERRORS.items() if isinstance(error, known)), ErrorKind.MODEL)
 
 
 class Descriptor(NamedTuple):
-    """What is said of one request or answer; its data lie in the table's rows."""
+    """What is said of one request or answer; its data lie in the table's rows.
+
+    Times are the backend's, and a request has none yet: there two fields mean something else, see `request`.
+    """
 
     request: int  # its index, the client's own
-    kind: int  # REQUEST, ANSWER, ERROR or CLOSE
+    kind: int  # REQUEST, ANSWER, ERROR, CLOSE or CANCEL
     first_row: int = 0
     rows: int = 0
-    lane: int = 0
+    lane: int = 0  # of a request: its priority
     batch_rows: int = 0  # of the batch that it was computed in
-    entry: int = 0  # of an error: where its text is
-    received_ns: int = 0
+    entry: int = 0  # of an error: where its text is, and its kind
+    received_ns: int = 0  # of a request: its deadline
     started_ns: int = 0
     computed_ns: int = 0
     responded_ns: int = 0
+
+    @property
+    def priority(self) -> int:
+        """A request's; 0 for the default."""
+        return self.lane
+
+    @property
+    def deadline_ns(self) -> int:
+        """A request's; 0 for none."""
+        return self.received_ns
+
+    @property
+    def error_kind(self) -> ErrorKind:
+        """An error's."""
+        return ErrorKind(self.entry >> _KIND_SHIFT)
 
 
 def pack(descriptor: Descriptor) -> bytes:
@@ -72,6 +130,40 @@ def pack(descriptor: Descriptor) -> bytes:
 
 def unpack(data: bytes) -> Iterator[Descriptor]:
     return map(Descriptor._make, _BODY.iter_unpack(data))
+
+
+def unpack_requests(data: bytes) -> Iterator[tuple[int, ...]]:
+    """Yield fields in a descriptor's order, for the side that has many requests to take and little time."""
+    return _BODY.iter_unpack(data)
+
+
+def request(number: int, first_row: int, rows: int, deadline_ns: int = 0, priority: int = 0) -> bytes:
+    """Return a request's descriptor.
+
+    `deadline_ns` is a reading of `clock.now_ns`, the one clock of all processes of a host: a request that has not been
+    launched by then is not computed; 0: whenever there is room. `priority` is 1 for the highest, larger for lower, and
+    0 for `request.DEFAULT_PRIORITY`.
+    """
+    return _BODY.pack(number, REQUEST, first_row, rows, priority, 0, 0, deadline_ns, 0, 0, 0)
+
+
+def cancellation(number: int, first_row: int, rows: int) -> bytes:
+    """Return the word that a request is no longer wanted: it ends as CANCELLED if it has not been launched yet.
+
+    It ends exactly once all the same, so wait for the answer. Send it once for a request at most, and not after its
+    answer has been taken: the ring has room for no more.
+    """
+    return _BODY.pack(number, CANCEL, first_row, rows, 0, 0, 0, 0, 0, 0, 0)
+
+
+def error_entry(kind: ErrorKind, row: int) -> int:
+    """Return the `entry` of an error whose text is a row's."""
+    return kind << _KIND_SHIFT | row
+
+
+def text_row(entry: int) -> int:
+    """Return whose row's text an error's `entry` names."""
+    return entry & (1 << _KIND_SHIFT) - 1
 
 
 def require_ordered_memory(machine: str | None = None) -> None:

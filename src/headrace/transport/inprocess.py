@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Outputs = tuple["Tensor", ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LocalTicket(Ticket):
     """A ticket whose caller waits on a future. Its outputs are the caller's own copies, [rows, *features]."""
 

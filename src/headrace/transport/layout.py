@@ -30,32 +30,33 @@ class Layout:
     outputs: tuple[TensorSpec, ...]
 
     @property
-    def entries(self) -> int:
-        """Descriptors in each direction: a request has at least one row; one more to close."""
-        return self.rows + 1
+    def entries(self) -> tuple[int, int]:
+        """Descriptors that the rings of requests and of responses hold; none is ever full.
 
-    @property
-    def ring_bytes(self) -> int:
-        return COUNTERS + self.entries * DESCRIPTOR
+        Of each row at most three can be unread on their way to the backend: the cancellation of a request that has
+        been answered meanwhile, the next request in that row, and its cancellation; the backend reads the first before
+        it can answer the second. One more closes. Of each row at most one answer is unread.
+        """
+        return 3 * self.rows + 1, self.rows
 
     @property
     def texts_offset(self) -> int:
-        return PAGE + 2 * self.ring_bytes
+        return self.ring_offset(2)
 
     @property
     def tensors_offset(self) -> int:
-        return _up(self.texts_offset + self.entries * TEXT, PAGE)
+        return _up(self.texts_offset + self.rows * TEXT, PAGE)
 
     @property
     def total_bytes(self) -> int:
         return self.tensors_offset + sum(self._region_bytes(spec) for spec in (*self.inputs, *self.outputs))
 
     def ring_offset(self, direction: int) -> int:
-        """Return where the ring of requests (0) or responses (1) begins."""
-        return PAGE + direction * self.ring_bytes
+        """Return where the ring of requests (0) or responses (1) begins; they end at 2."""
+        return PAGE + sum(COUNTERS + entries * DESCRIPTOR for entries in self.entries[:direction])
 
-    def text_offset(self, entry: int) -> int:
-        return self.texts_offset + entry * TEXT
+    def text_offset(self, row: int) -> int:
+        return self.texts_offset + row * TEXT
 
     def tensor_offsets(self) -> Iterator[int]:
         """Yield where each tensor's rows begin: the inputs, then the outputs."""

@@ -20,18 +20,23 @@ from mmap import MAP_POPULATE, MAP_SHARED, mmap
 from typing import TYPE_CHECKING, cast
 
 from headrace.clock import now_ns
-from headrace.errors import PeerGone, TransportFailed
+from headrace.errors import InvalidRequest, PeerGone, TransportFailed
 from headrace.processes import describe
-from headrace.request import Request, Ticket
+from headrace.request import Request, Ticket, Withdrawal
 from headrace.transport.descriptors import (
     ANSWER,
+    CANCEL,
     CLOSE,
     ERROR,
+    REQUEST,
     Descriptor,
     DescriptorRing,
+    error_entry,
+    kind_of,
     pack,
     require_ordered_memory,
-    unpack,
+    text_row,
+    unpack_requests,
 )
 from headrace.transport.layout import TEXT
 from headrace.transport.leases import RowLeases
@@ -81,10 +86,10 @@ class _Mapped:
         self.layout: Layout = pair.layout
         self.memory = mmap(pair.memory_fd, self.layout.total_bytes, MAP_SHARED | MAP_POPULATE)
         self.peer = _Peer(self.memory, side)
-        entries = self.layout.entries
+        wake_fds = (pair.wake_backend_fd, pair.wake_client_fd)
         self.requests, self.responses = (
             DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.peer.find)
-            for direction, wake_fd in enumerate((pair.wake_backend_fd, pair.wake_client_fd))
+            for direction, (entries, wake_fd) in enumerate(zip(self.layout.entries, wake_fds, strict=True))
         )
         self._bytes = memoryview(self.memory)
         self._offsets = tuple(self.layout.tensor_offsets())
@@ -102,13 +107,17 @@ class _Mapped:
         begin = self._offsets[number] + first_row * size
         return self._bytes[begin : begin + rows * size]
 
-    def write_text(self, entry: int, text: str) -> None:
-        data = text.encode(errors="replace")[: TEXT - 1]
-        at = self.layout.text_offset(entry)
+    def write_error(self, row: int, error: Exception) -> int:
+        """Write an error's text as a row's, row 0's where there is no such row, and return the `entry` that says so."""
+        row = row if 0 <= row < self.layout.rows else 0
+        data = describe(error).encode(errors="replace")[: TEXT - 1]
+        error.__traceback__ = None  # its frames hold the request, whose error it is, and with it this memory
+        at = self.layout.text_offset(row)
         self.memory[at : at + len(data) + 1] = data + b"\0"
+        return error_entry(kind_of(error), row)
 
     def read_text(self, entry: int) -> str:
-        at = self.layout.text_offset(entry)
+        at = self.layout.text_offset(text_row(entry))
         return self.memory[at : at + TEXT].split(b"\0", 1)[0].decode(errors="replace")
 
 
@@ -151,7 +160,7 @@ class RingClient:
             self._leases.release(first_row, rows)
 
     def send(self, descriptors: bytes) -> None:
-        """Hand over requests whose rows have been written. Raises TransportFailed."""
+        """Hand over requests whose rows have been written, or cancellations. Raises TransportFailed."""
         self._mapped.requests.put(descriptors)
 
     def take(self, timeout_s: float) -> bytes:
@@ -194,9 +203,10 @@ class RingEndpoint:
     def __init__(self, pair: RingPair, register: Callable[[Tensor], Callable[[], None]]) -> None:
         self._mapped = _Mapped(pair, BACKEND)
         self._unregister = register(self._mapped.table.memory())
-        self._closed = False
+        self.closed = False  # the client has said that no request will follow, and all that it sent has been taken
         self._open_requests = 0
         self._open_lock = threading.Lock()
+        self._withdrawn: list[Withdrawal] = []
 
     @property
     def table(self) -> RowTable:
@@ -207,20 +217,76 @@ class RingEndpoint:
         """How many have been taken and not finished."""
         return self._open_requests
 
-    def take(self, timeout_s: float) -> list[Descriptor] | None:
-        """Return the requests that wait, in order; none after `timeout_s`; None once the client is done or gone."""
-        if self._closed:
+    def take(self, timeout_s: float) -> list[Ticket] | None:
+        """Return the requests that wait, in order; none after `timeout_s`; None once the client is done or gone.
+
+        Those that cannot be, or that have been cancelled since, are answered at once. See `withdrawn`.
+        """
+        if self.closed:
             return None
         try:
-            descriptors = list(unpack(self._mapped.requests.take(timeout_s)))
+            data = self._mapped.requests.take(timeout_s)
         except PeerGone:
+            self._withdrawn.append(Withdrawal(self, None))
             return None
-        if descriptors and descriptors[-1].kind == CLOSE:
-            self._closed = True
-            descriptors.pop()
+        return self._tickets(data) if data else []
+
+    def withdrawn(self) -> Sequence[Withdrawal]:
+        """Return what the client no longer wants of what had been taken before, as far as `take` has seen."""
+        if not self._withdrawn:
+            return ()
+        withdrawn, self._withdrawn = self._withdrawn, []
+        return withdrawn
+
+    def _tickets(self, data: bytes) -> list[Ticket]:
+        tickets: list[Ticket] = []
+        refused: list[Ticket] = []
+        cancels: list[tuple[tuple[int, int], int]] = []  # whose, and how many requests had been taken before it
+        received_ns = now_ns()
+        table_rows = self._mapped.layout.rows
+        for number, kind, first, rows, priority, _, _, deadline_ns, _, _, _ in unpack_requests(data):
+            ticket = Ticket(self, number, first, rows, received_ns)
+            if kind == REQUEST and rows > 0 and 0 <= first <= table_rows - rows:
+                if deadline_ns > 0:
+                    ticket.deadline_ns = deadline_ns
+                if priority > 0:
+                    ticket.priority = priority
+                tickets.append(ticket)
+            elif kind == CANCEL:
+                cancels.append(((number, first), len(tickets)))
+            elif kind == CLOSE:
+                self.closed = True
+                break
+            else:
+                ticket.error = InvalidRequest(
+                    f"a descriptor of kind {kind} with {rows} rows at row {first}: must be a request of 1 to"
+                    f" {table_rows} rows of the table"
+                )
+                refused.append(ticket)
+        if cancels:
+            tickets = self._without_cancelled(tickets, cancels, refused)
         with self._open_lock:
-            self._open_requests += len(descriptors)
-        return descriptors
+            self._open_requests += len(tickets) + len(refused)
+        if refused:
+            self.finish(refused)
+        return tickets
+
+    def _without_cancelled(
+        self, tickets: list[Ticket], cancels: Sequence[tuple[tuple[int, int], int]], refused: list[Ticket]
+    ) -> list[Ticket]:
+        """Move requests that are followed by their cancellation to `refused`, and keep the other cancellations."""
+        positions = {(ticket.index, ticket.first_row): position for position, ticket in enumerate(tickets)}
+        cancelled = set()
+        for request, before in cancels:
+            position = positions.get(request, before)
+            if position < before:
+                cancelled.add(position)
+            else:
+                self._withdrawn.append(Withdrawal(self, request))
+        for position in cancelled:
+            tickets[position].cancel()
+            refused.append(tickets[position])
+        return [ticket for position, ticket in enumerate(tickets) if position not in cancelled]
 
     def ready(self) -> bool:
         """Tell whether `take` would return at once."""
@@ -242,10 +308,9 @@ class RingEndpoint:
         responded_ns = now_ns()
         told = []
         for ticket in tickets:
-            kind = ANSWER
+            kind, entry = ANSWER, 0
             if ticket.error is not None:
-                kind = ERROR
-                self._mapped.write_text(ticket.first_row, describe(ticket.error))
+                kind, entry = ERROR, self._mapped.write_error(ticket.first_row, ticket.error)
             told.append(
                 pack(
                     Descriptor(
@@ -255,7 +320,7 @@ class RingEndpoint:
                         ticket.rows,
                         ticket.lane,
                         ticket.batch_rows,
-                        ticket.first_row,
+                        entry,
                         ticket.received_ns,
                         ticket.started_ns,
                         ticket.computed_ns,
@@ -270,11 +335,11 @@ class RingEndpoint:
     def requests(self) -> Iterator[Request]:
         """Yield requests in order of arrival, their inputs in the table itself, until the client closes."""
         while (taken := self.take(POLL_S)) is not None:
-            received_ns = now_ns()
-            for told in taken:
-                inputs = self.table.inputs[0][told.first_row : told.first_row + told.rows]
-                request = Request(told.request, inputs, told.first_row)
-                request.timeline.received_ns = received_ns
+            self._withdrawn.clear()  # a published design computes all that it was sent
+            for ticket in taken:
+                inputs = self.table.inputs[0][ticket.first_row : ticket.first_row + ticket.rows]
+                request = Request(ticket.index, inputs, ticket.first_row)
+                request.timeline.received_ns = ticket.received_ns
                 yield request
 
     def respond(self, request: Request, output: Tensor) -> None:
@@ -290,21 +355,20 @@ class RingEndpoint:
             )
             return
         place.copy_(output)
-        self._tell(request, ANSWER, rows)
+        self._tell(request, ANSWER, rows, 0)
 
     def fail(self, request: Request, error: Exception) -> None:
         """Answer with an error, so that nobody waits for this request for ever."""
-        self._mapped.write_text(request.first_row, describe(error))
-        self._tell(request, ERROR, len(request.inputs))
+        self._tell(request, ERROR, len(request.inputs), self._mapped.write_error(request.first_row, error))
 
     def close(self) -> None:
         """Let go of the device's registration. No copy may be under way."""
         self._unregister()
         self._mapped.peer.close()
 
-    def _tell(self, request: Request, kind: int, rows: int) -> None:
+    def _tell(self, request: Request, kind: int, rows: int, entry: int) -> None:
         line = request.timeline
         line.responded_ns = now_ns()
         times = (line.received_ns, line.started_ns, line.computed_ns, line.responded_ns)
         first = request.first_row
-        self._mapped.responses.put(pack(Descriptor(request.index, kind, first, rows, line.worker, rows, first, *times)))
+        self._mapped.responses.put(pack(Descriptor(request.index, kind, first, rows, line.worker, rows, entry, *times)))
