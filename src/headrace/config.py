@@ -252,6 +252,8 @@ class ServeConfig:
     http_port: int = 8000  # 0: any that is free
     frontends: int = 1  # processes that share the port
     queue_rows: int = 256  # rows that one frontend holds at once; beyond it requests are refused
+    ring_socket: str = "auto"  # where clients on this host get rings: by the HTTP port's name, at a path, or "off"
+    ring_bytes: int = 4 << 30  # shared memory of all such clients together
     max_body_bytes: int = 256 << 20
     body_timeout_s: float = 30.0  # for a request's body to come
     drain_timeout_s: float = 30.0  # at the end, for what was taken
@@ -266,6 +268,7 @@ class ServeConfig:
             self.queue_rows >= largest,
             f"--queue-rows {self.queue_rows}: must hold a largest batch, {largest} rows",
         )
+        require(self.ring_bytes >= 1 << 20, f"--ring-bytes {self.ring_bytes}: must be at least 1 MiB")
         require(self.max_body_bytes >= 1024, f"--max-body-bytes {self.max_body_bytes}: must be at least 1024")
         require(self.body_timeout_s > 0, f"--body-timeout {self.body_timeout_s}: must be above 0 s")
         require(self.drain_timeout_s >= 0, f"--drain-timeout {self.drain_timeout_s}: cannot be negative")

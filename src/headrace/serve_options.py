@@ -34,6 +34,15 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--queue-rows", type=int, metavar="N", help="rows that a frontend holds (default: 8 largest batches)"
     )
+    group.add_argument(
+        "--ring-socket",
+        default="auto",
+        metavar="PATH",
+        help="where programs of this user on this host get shared memory: auto (no file), a path, off",
+    )
+    group.add_argument(
+        "--ring-bytes", type=int, default=4 << 30, metavar="N", help="of shared memory for them all (default: 4 GiB)"
+    )
     group.add_argument("--max-body-bytes", type=int, default=256 << 20, metavar="N", help="(default: 256 MiB)")
     group.add_argument(
         "--body-timeout", type=float, default=30.0, metavar="S", help="for a request's body to come (default: 30)"
@@ -59,6 +68,8 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
         http_port=args.http_port,
         frontends=args.frontends,
         queue_rows=args.queue_rows or QUEUE_BATCHES * max(lanes.buckets, default=1),
+        ring_socket=args.ring_socket,
+        ring_bytes=args.ring_bytes,
         max_body_bytes=args.max_body_bytes,
         body_timeout_s=args.body_timeout,
         drain_timeout_s=args.drain_timeout,

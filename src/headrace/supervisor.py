@@ -22,7 +22,8 @@ from headrace.backend_job import BackendJob
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.config import ServeConfig
 from headrace.control import Attach, BackendReady, Connect, Listening, ServedModel, Stop
-from headrace.errors import HeadraceError, InvalidOption, RunFailed
+from headrace.door import DoorLimits, open_door
+from headrace.errors import HeadraceError, InvalidOption, NotReady, RunFailed
 from headrace.frontend_job import FrontendJob
 from headrace.processes import ChildFailed, children_deaf_to_ctrl_c, enter
 from headrace.transport.layout import Layout
@@ -63,6 +64,8 @@ class Supervisor:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises HeadraceError if the server cannot be started."""
         listener = self._listen()
+        limits = DoorLimits(rows=self._config.queue_rows, total_bytes=self._config.ring_bytes)
+        self._door = open_door(self._config.ring_socket, self.address, limits, self._tell)
         self._backend = _Child("backend", "headrace.backend.process:run_backend", self._backend_job)
         self._frontends = [
             _Child(
@@ -80,6 +83,7 @@ class Supervisor:
                     self._look()
                 self._stop()
         finally:
+            self._door.close()
             self._kill_all()
             listener.close()
 
@@ -140,7 +144,9 @@ class Supervisor:
                 watched[child.control] = child
         due = [child.due_ns for child in children if child.process is None]
         timeout_s = max(0.0, seconds(min(due) - now_ns())) if due else None
-        ready = wait([*watched, self._signals.fd], timeout_s)  # type: ignore[list-item]
+        ready = wait([*watched, self._signals.fd, self._door.fd], timeout_s)  # type: ignore[list-item]
+        if self._door.fd in ready:
+            self._let_in()
         for child in alive:
             if child.control in ready:
                 self._hear(child)
@@ -174,6 +180,8 @@ class Supervisor:
 
     def _backend_ready(self, word: BackendReady) -> None:
         self._model = word.model
+        if self._backend.process is not None and self._backend.process.pid is not None:
+            self._door.offer(word.model, self._backend.process.pid, self._wake_fd)
         for note in word.notes:
             self._tell(note)
         for frontend in self._frontends:
@@ -200,6 +208,18 @@ class Supervisor:
         finally:
             ring.close()
 
+    def _let_in(self) -> None:
+        """Give the backend the rings of clients that have come to the door."""
+        for knock in self._door.knocks():
+            try:
+                if self._backend.control is None:
+                    raise BrokenPipeError
+                self._backend.control.send(Attach(knock.ring))
+            except OSError:  # it has just died, which the next look sees
+                knock.refuse(NotReady(f"model {knock.model.name} is not ready; try again"))
+            else:
+                knock.grant()
+
     def _bury(self, child: _Child) -> None:
         """Note a death, and when the process is to be started anew."""
         assert child.process is not None
@@ -216,7 +236,8 @@ class Supervisor:
         if child.control is not None:
             child.control.close()
         child.process, child.control = None, None
-        if child is self._backend:
+        if child is self._backend and self._model is not None:
+            self._door.withdraw(self._model.name, self._model.version)
             self._model = None
 
     def _hear_last_words(self, child: _Child) -> None:
@@ -226,6 +247,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Let frontends answer what they have taken, then the backend end; a second signal ends it all at once."""
         self._tell(f"stopping: answering what was taken, for at most {self._config.drain_timeout_s:g} s")
+        self._door.close()
         limit_ns = now_ns() + int((self._config.drain_timeout_s + KILL_AFTER_S) * NS_PER_S)
         for children in (self._frontends, [self._backend]):
             for child in children:

@@ -56,7 +56,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except HeadraceError as error:
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else {}
+        headers = {v2.ERROR_CLASS: type(error).__name__}
+        if error.http_status == 503:
+            headers["Retry-After"] = str(RETRY_AFTER_S)
         return _error(error.http_status, str(error), headers)
     except web.HTTPRequestEntityTooLarge as error:
         return _error(413, f"the body is larger than the server takes ({error.text})")

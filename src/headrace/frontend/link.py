@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import EngineStopped, InvalidRequest, QueueFull, RunFailed
 from headrace.transport.descriptors import ERROR, REQUEST, Descriptor, pack, unpack
@@ -80,18 +80,34 @@ class _Held:
     answered: asyncio.Future[Descriptor]
 
 
+class Loop(Protocol):
+    """What a link needs of the event loop that it lives on. asyncio's has it; a thread can offer it too."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None: ...
+
+    def remove_reader(self, fd: int, /) -> object: ...
+
+    def create_future(self) -> asyncio.Future[Descriptor]: ...
+
+
 class BackendLink:
-    """Requests to one backend. Made, used and closed on one event loop.
+    """Requests to one backend. Made, used and closed on one event loop: `loop`, or the running one.
 
     `on_lost` is called once when the backend's process has ended; all requests that it held have failed by then.
     """
 
-    def __init__(self, pair: RingPair, model: ServedModel, on_lost: Callable[[BackendLink], None]) -> None:
+    def __init__(
+        self,
+        pair: RingPair,
+        model: ServedModel,
+        on_lost: Callable[[BackendLink], None],
+        loop: Loop | None = None,
+    ) -> None:
         self.model = model
         self.ring = RingClient(pair)
         self._pair = pair
         self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        self._loop: Loop = loop or asyncio.get_running_loop()
         self._held: dict[int, _Held] = {}  # by first row, which is a request's own while it lasts
         self._in_flight = 0
         self._numbers = 0
@@ -101,6 +117,7 @@ class BackendLink:
 
     def start(self) -> None:
         self._loop.add_reader(self.ring.answers_fd, self._woken)
+        self._watch_peer()
         self._rearm()
 
     def admit(self, rows: int, deadline_ns: int = 0, priority: int = 0) -> Call:

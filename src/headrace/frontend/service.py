@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace import __version__
 from headrace.clock import now_ns
-from headrace.errors import HeadraceError, UnknownModel
+from headrace.errors import HeadraceError, NotReady, UnknownModel
 from headrace.wire.datatypes import FROM_DTYPE
 
 if TYPE_CHECKING:
@@ -112,13 +112,6 @@ class Service:
         if version not in versions:
             raise UnknownModel(f"model {name} has no version {version}; it has {', '.join(versions)}")
         return versions[version]
-
-
-class NotReady(HeadraceError):
-    """No backend is ready."""
-
-    http_status = 503
-    grpc_code = "UNAVAILABLE"
 
 
 def server_metadata() -> dict[str, object]:

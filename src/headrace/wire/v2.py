@@ -19,6 +19,7 @@ from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import BINARY_ONLY, FROM_DTYPE, numpy_dtype
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+ERROR_CLASS = "Headrace-Error"  # of `headrace.errors`: our own client raises it again
 
 
 @dataclass(frozen=True, slots=True)
