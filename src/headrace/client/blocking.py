@@ -95,8 +95,8 @@ class Client:
     def allocate(
         self, model: str, rows: int, *, version: str | None = None, timeout: float | None = THE_CLIENTS
     ) -> Allocation:
-        """Return memory that the server reads itself, to make inputs in: see `Allocation`."""
-        return Allocation(self._core, run(self._core.allocate(model, rows, self._core.sent(version, timeout))))
+        """Return memory that the server reads itself, to make inputs in: use it in a `with` block."""
+        return Allocation(self._core, model, rows, version, timeout)
 
     def metadata(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return the protocol's metadata: name, versions, platform, inputs and outputs; -1 stands for the rows."""
@@ -129,16 +129,27 @@ class Allocation:
     uint16.
     """
 
-    def __init__(self, core: Core, room: Room) -> None:
+    def __init__(self, core: Core, model: str, rows: int, version: str | None, timeout_s: float | None) -> None:
         self._core = core
-        self._room = room
-        self.inputs = room.inputs
+        self._model = model
+        self._rows = rows
+        self._version = version
+        self._timeout_s = timeout_s
+        self._room: Room
+
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """Arrays to write into, by name; within the block."""
+        return self._room.inputs
 
     def infer(self, *, timeout: float | None = THE_CLIENTS, priority: int = 0) -> dict[str, Array]:
         """Return the outputs' views, valid until the next `infer` or the end of the block. Raises as `Client.infer`."""
         return run(self._room.answer(self._core.sent(None, timeout, priority)))
 
     def __enter__(self) -> Self:
+        """Wait for room. Raises as `Client.infer` does."""
+        sent = self._core.sent(self._version, self._timeout_s)
+        self._room = run(self._core.allocate(self._model, self._rows, sent))
         return self
 
     def __exit__(self, *_: object) -> None:

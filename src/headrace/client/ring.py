@@ -114,8 +114,8 @@ class ClientLink(BackendLink):
                         continue
         except TimeoutError:
             raise QueueFull(
-                f"the ring's {self.ring.layout.rows} rows were in use for {sent.timeout_s:g} s, and the request needs {rows};"
-                " try again later, or ask for a larger ring"
+                f"the ring's {self.ring.layout.rows} rows were in use for {sent.timeout_s:g} s, and {rows} are needed; try again"
+                " later, or ask for a larger ring"
             ) from None
         finally:
             with self._waits.lock:
