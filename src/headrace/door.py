@@ -242,6 +242,8 @@ class Door:
         except OSError:
             data = b""
         if not data or guest.model is not None:
+            if data:  # to the backend, which has this connection too, it is as if the client had gone
+                guest.connection.shutdown(socket.SHUT_RDWR)
             self._drop(guest)
             return
         guest.received += data

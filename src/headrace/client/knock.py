@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from dataclasses import dataclass
 
 from headrace.client.failures import named
@@ -116,12 +117,23 @@ def _talk(connection: socket.socket, ask: Ask) -> tuple[Answer, list[int]]:
 def _receive(connection: socket.socket, size: int, descriptors: list[int]) -> bytes:
     data = bytearray()
     while len(data) < size:
-        part, came, _, _ = socket.recv_fds(connection, size - len(data), DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-        descriptors += came
+        part, told = _receive_part(connection, size - len(data))
+        descriptors += told
         if not part:
             raise ConnectionResetError("it closed the connection")
         data += part
     return bytes(data)
+
+
+def _receive_part(connection: socket.socket, size: int) -> tuple[bytes, array[int]]:
+    """`socket.recv_fds`, but no descriptor gets to programs that another thread starts: it leaves its flags out."""
+    came = array("i")
+    room = socket.CMSG_LEN(DESCRIPTORS * came.itemsize)
+    part, ancillary, _, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            came.frombytes(data[: len(data) - len(data) % came.itemsize])
+    return part, came
 
 
 def _pair(answer: Answer, descriptors: list[int]) -> RingPair:

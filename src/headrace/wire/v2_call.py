@@ -116,19 +116,35 @@ def decode_answer(body: bytes, header_bytes: int | None) -> tuple[Output, ...]:
     outputs = []
     for tensor in told.outputs:
         spec = _spec(tensor)
-        if tensor.data is not None:
-            array = np.asarray(tensor.data, numpy_dtype(spec.dtype))
+        if min(tensor.shape, default=0) < 0:
+            raise TransportFailed(f"output {tensor.name} has shape {tensor.shape}; no size can be negative")
+        if tensor.data is None:
+            data = _binary(tensor, spec, view[at:])
+            at += len(data)
         else:
-            size = tensor.parameters.get("binary_data_size")
-            if size != max(0, math.prod(tensor.shape)) * numpy_dtype(spec.dtype).itemsize or at + size > len(view):
-                raise TransportFailed(f"output {tensor.name}, shape {tensor.shape}, has {size} bytes in the answer")
-            array = np.frombuffer(view[at : at + size], numpy_dtype(spec.dtype))
-            at += size
-        try:
-            outputs.append(Output(spec.name, spec.dtype, array.reshape(tensor.shape)))
-        except ValueError as error:
-            raise TransportFailed(f"output {tensor.name}: {error}") from error
+            data = tensor.data
+        outputs.append(Output(spec.name, spec.dtype, _array(data, tensor, spec)))
     return tuple(outputs)
+
+
+def _binary(tensor: _Tensor, spec: TensorSpec, tail: memoryview) -> memoryview:
+    size = tensor.parameters.get("binary_data_size")
+    needed = math.prod(tensor.shape) * numpy_dtype(spec.dtype).itemsize
+    if size != needed or needed > len(tail):
+        raise TransportFailed(
+            f"output {tensor.name}, shape {tensor.shape}, is said to have {size} bytes; it needs {needed}, and"
+            f" {len(tail)} are there"
+        )
+    return tail[:needed]
+
+
+def _array(data: Any, tensor: _Tensor, spec: TensorSpec) -> NDArray[Any]:  # noqa: ANN401
+    dtype = numpy_dtype(spec.dtype)
+    try:
+        flat = np.frombuffer(data, dtype) if isinstance(data, memoryview) else np.asarray(data, dtype)
+        return flat.reshape(tensor.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise TransportFailed(f"output {tensor.name}, shape {tensor.shape}: {error}") from error
 
 
 def error_text(body: bytes) -> str:
