@@ -15,7 +15,7 @@ from headrace.control import ServedModel
 from headrace.door import ASK_LIMIT_S, DoorLimits, open_door
 from headrace.door import Door as RealDoor
 from headrace.door_messages import LENGTH, Ask, door_of, doors_of, encode, socket_address
-from headrace.errors import InvalidOption, NotReady, QueueFull, TransportFailed, Unreachable, UnknownModel
+from headrace.errors import InvalidOption, NotReady, QueueFull, TransportFailed, UnknownModel, Unreachable
 from headrace.tensors import TensorSpec
 
 WAIT_S = 60

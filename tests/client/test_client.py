@@ -1,12 +1,14 @@
 """Both clients against a real server, by shared memory and over HTTP: right answers, every error, and all kinds of ends."""
 
 import asyncio
+import http.server
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,6 +29,7 @@ from headrace.errors import (
     Unreachable,
 )
 from headrace.frontend.link import ModelFailed
+from tests.test_readme import python_blocks
 from tests.test_serve import WAIT_S, Server, rings_of
 
 TRANSPORTS = ["ring", "http"]
@@ -200,7 +203,6 @@ def test_a_backend_that_dies_ends_what_it_held_and_the_next_one_serves(small_ser
         with Client(url_of(small_server), **options(transport)) as impatient, ThreadPoolExecutor(1) as pool:
             held = pool.submit(impatient.infer, "served", inputs_of([77, 0, 0, 0]))
             writer = small_server.gate.open("w")
-            client.infer  # noqa: B018
             small_server.backend().kill()
             with pytest.raises(EngineStopped, match="ended while it held this request"):
                 held.result(WAIT_S)
@@ -276,7 +278,9 @@ def test_a_client_that_is_killed_leaves_nothing_behind(small_server):
     """
     backend = small_server.backend()
     before = descriptors_of(backend)
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True) as victim:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    ) as victim:
         assert victim.stdout.readline() == "ring\n"
         writer = small_server.gate.open("w")
         victim.kill()
@@ -333,9 +337,6 @@ def test_arguments_that_cannot_work_are_refused(arguments):
 
 
 def test_headers_go_with_every_request(tmp_path):
-    import http.server
-    import threading
-
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -356,6 +357,28 @@ def test_headers_go_with_every_request(tmp_path):
         other.shutdown()
         thread.join(WAIT_S)
     assert seen == ["Bearer x"]
+
+
+IMAGES = """
+import torch
+
+def build():
+    return torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.Linear(48, 1000))
+
+def example_inputs():
+    return torch.zeros(1, 3, 224, 224)
+"""
+
+
+def test_what_the_readme_tells_a_caller_to_type_works(tmp_path, monkeypatch, capsys):
+    (block,) = (each for each in python_blocks() if "Client" in each)
+    monkeypatch.setattr("tests.test_serve.MODEL", IMAGES)
+    server = Server(tmp_path, "--name", "resnet18", "--max-batch-size", "8")
+    assert "http://127.0.0.1:8000" in block
+    exec(compile(block.replace("http://127.0.0.1:8000", url_of(server)), "README.md", "exec"), {})  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "(8, 1000) (8, 1000) ring" in printed
+    assert server.stop() == 0
 
 
 def test_importing_the_client_needs_no_torch_and_importing_headrace_no_client():

@@ -114,8 +114,8 @@ class ClientLink(BackendLink):
                         continue
         except TimeoutError:
             raise QueueFull(
-                f"no {rows} of the ring's {self.ring.layout.rows} rows were free for {sent.timeout_s:g} s; try again later,"
-                " or ask for a larger ring"
+                f"no {rows} of the ring's {self.ring.layout.rows} rows were free for {sent.timeout_s:g} s; try again"
+                " later, or ask for a larger ring"
             ) from None
         finally:
             with self._waits.lock:
