@@ -1,4 +1,4 @@
-"""Both clients against a real server, by shared memory and over HTTP: right answers, every error, and all kinds of ends."""
+"""Both clients against a real server, by shared memory and over HTTP: right answers, every error, all kinds of ends."""
 
 import asyncio
 import http.server
@@ -220,7 +220,7 @@ def test_a_server_that_is_killed_leaves_nobody_waiting(small_server, transport):
         held = pool.submit(client.infer, "served", inputs_of([77, 0, 0, 0]))
         writer = small_server.gate.open("w")
         small_server.process.kill()
-        with pytest.raises(Exception, match="ended while it held|was lost"):
+        with pytest.raises(Exception, match=r"ended while it held|was lost"):
             held.result(WAIT_S)
         writer.close()
         small_server.process.wait(WAIT_S)
@@ -304,7 +304,7 @@ def test_a_socket_at_a_path_serves_a_client_without_a_url_and_off_means_http(tmp
     assert not os.path.exists(path)  # noqa: PTH110
     with Client(ring=path) as client:
         assert not client.is_ready()
-        with pytest.raises(Unreachable, match="ring.sock"):
+        with pytest.raises(Unreachable, match=r"ring\.sock"):
             client.infer("served", random_inputs(1))
     folder = tmp_path / "off"
     folder.mkdir()

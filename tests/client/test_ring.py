@@ -160,7 +160,7 @@ def test_room_that_does_not_come_in_time_is_told(backend, client):
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(client.infer, "m", batch(4))
         assert backend.taken.acquire(timeout=WAIT_S)
-        with pytest.raises(QueueFull, match="no 1 of the ring's 4 rows were free for 0.05 s"):
+        with pytest.raises(QueueFull, match=r"no 1 of the ring's 4 rows were free for 0\.05 s"):
             client.infer("m", batch(1), timeout=0.05)
         backend.release()
         held.result(WAIT_S)
@@ -169,7 +169,7 @@ def test_room_that_does_not_come_in_time_is_told(backend, client):
 
 def test_an_answer_that_does_not_come_in_time_is_given_up_and_its_rows_come_back(backend, client):
     backend.holding.set()
-    with pytest.raises(DeadlineExceeded, match="no answer within 0.05 s"):
+    with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.05 s"):
         client.infer("m", batch(4), timeout=0.05)
     backend.release()
     np.testing.assert_array_equal(client.infer("m", batch(4))["doubled"], batch(4, 2.0))
