@@ -319,6 +319,10 @@ class ServeConfig:
         limits=(1, math.inf),
         computed="8 largest batches of the model",
     )
+    ring_socket: str = option(
+        "auto", "where programs of this user on this host get shared memory: auto (no file), a path, or off"
+    )
+    ring_bytes: int = option(4 << 30, "shared memory of all such programs together", limits=(1 << 20, math.inf))
     max_body_bytes: int = option(256 << 20, "largest body of a request", limits=(1024, math.inf))
     body_timeout_s: float = option(
         30.0, "for a body to come, and for an answer to be taken", key="body_timeout", limits=(0.001, math.inf)

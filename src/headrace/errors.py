@@ -81,11 +81,23 @@ class NotOffered(HeadraceError):
     grpc_code = "UNIMPLEMENTED"
 
 
-class QueueFull(HeadraceError):
-    """There is no room for a request now; nothing was copied or computed. Try again later."""
+class Unavailable(HeadraceError):
+    """The server cannot serve now; later it may."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
+
+
+class QueueFull(Unavailable):
+    """There is no room for a request now; nothing was copied or computed. Try again later."""
+
+
+class NotReady(Unavailable):
+    """No backend is ready."""
+
+
+class Unreachable(Unavailable):
+    """No server answers where a client looks for one; nothing was taken."""
 
 
 class DeadlineExceeded(HeadraceError):
@@ -102,11 +114,8 @@ class Cancelled(HeadraceError):
     grpc_code = "CANCELLED"
 
 
-class EngineStopped(HeadraceError):
+class EngineStopped(Unavailable):
     """The engine takes no requests: it was stopped, or its device is lost. Start a new one."""
-
-    http_status = 503
-    grpc_code = "UNAVAILABLE"
 
 
 class OutputError(HeadraceError):

@@ -35,7 +35,8 @@ from headrace.control import (
     ServedModel,
     Stop,
 )
-from headrace.errors import HeadraceError, InvalidOption
+from headrace.door import Door, DoorLimits, open_door
+from headrace.errors import HeadraceError, InvalidOption, NotReady
 from headrace.frontend.board import Board, make_board
 from headrace.frontend_job import FrontendJob, access_settings, http_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
@@ -56,6 +57,11 @@ class _Backend:
     found: Found
     wake_fd: int  # all its rings'
     model: ServedModel | None = None  # once it is ready
+
+    @property
+    def serves(self) -> tuple[str, str] | None:
+        """The name and version that it is ready for."""
+        return (self.model.name, self.model.version) if self.model is not None else None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +98,9 @@ class Supervisor:
         self._listener = self._listen()
         if self._config.grpc:
             self._grpc = reserve_port("--grpc-port", self._config.host, self._config.grpc_port)
-        self._hands = _Hands(self._backends, self._frontends, self._config.queue_rows_of, self._tell)
+        limits = DoorLimits(rows_of=self._config.queue_rows_of, total_bytes=self._config.ring_bytes)
+        self._door = open_door(self._config.ring_socket, self.address, limits, self._tell)
+        self._hands = _Hands(self._backends, self._frontends, self._door, self._config.queue_rows_of, self._tell)
         limit_s = self._config.drain_timeout_s + KILL_AFTER_S
         self._lifecycle = Lifecycle(self._hands, self._repository.look, limit_s, now_ns)
         try:
@@ -105,6 +113,7 @@ class Supervisor:
                     self._tell_once_ready()
                 self._stop()
         finally:
+            self._door.close()
             self._kill_all()
             self._listener.close()
             if self._grpc is not None:
@@ -153,7 +162,7 @@ class Supervisor:
         children = [child for child in self._children() if child is not None]
         controls = [child.control for child in children if child.control is not None]
         sentinels = [child.process.sentinel for child in children]
-        ready = set[object](wait([*controls, *sentinels, self._signals.fd], self._timeout_s()))
+        ready = set[object](wait([*controls, *sentinels, self._signals.fd, self._door.fd], self._timeout_s()))
         for number, frontend in enumerate(self._frontends):
             if frontend.child is not None:
                 self._look_at_frontend(number, frontend, frontend.child, ready)
@@ -162,7 +171,20 @@ class Supervisor:
         for number, frontend in enumerate(self._frontends):
             if frontend.child is None and now_ns() >= frontend.due_ns:
                 self._start_frontend(number)
+        if self._door.fd in ready:
+            self._let_in()
         self._lifecycle.tick()
+
+    def _let_in(self) -> None:
+        """Give backends the rings of clients that have come to the door."""
+        for knock in self._door.knocks():
+            served = (knock.model.name, knock.model.version)
+            backend = self._hands.newest(served)
+            if backend is None:
+                knock.refuse(NotReady(f"model {knock.model.name} is not ready; try again"))
+            else:
+                backend.child.send(Attach(knock.ring))
+                knock.grant()
 
     def _timeout_s(self) -> float | None:
         due = [frontend.due_ns for frontend in self._frontends if frontend.child is None]
@@ -208,6 +230,7 @@ class Supervisor:
             code = child.bury()
             os.close(backend.wake_fd)
             del self._backends[number]
+            self._hands.withdraw(backend)
             if code and backend.model is not None:
                 self._died.add((backend.model.name, backend.model.version))
             self._lifecycle.backend_ended(number, code)
@@ -218,6 +241,8 @@ class Supervisor:
         elif isinstance(word, BackendReady):
             backend.model = word.model
             self._count(word.model)
+            if backend.child.process.pid is not None:
+                self._door.offer(word.model, backend.child.process.pid, backend.wake_fd)
             for note in word.notes:
                 self._tell(f"{word.model.name} {word.model.version}: {note}")
             self._lifecycle.backend_ready(number, word.model)
@@ -249,6 +274,7 @@ class Supervisor:
         self._tell(f"stopping: answering what was taken, for at most {self._config.drain_timeout_s:g} s")
         limit_ns = now_ns() + int((self._config.drain_timeout_s + KILL_AFTER_S) * NS_PER_S)
         self._signals.forget()
+        self._door.close()
         for backend in self._backends.values():
             if backend.model is None:  # still loading, and deaf meanwhile
                 backend.child.kill()
@@ -284,6 +310,7 @@ class _Hands:
 
     backends: dict[int, _Backend]
     frontends: list[_Frontend]
+    door: Door
     queue_rows_of: Callable[[int], int]  # rows of a frontend's ring, by those of a largest batch
     tell_person: Callable[[str], None]
 
@@ -309,7 +336,19 @@ class _Hands:
             ring.close()
 
     def retire(self, backend: int, frontend: int) -> None:
+        if backend in self.backends:
+            self.withdraw(self.backends[backend])
         self._send(frontend, Retire(backend))
+
+    def newest(self, served: tuple[str, str]) -> _Backend | None:
+        """Return the last of the backends that are ready for a model's version."""
+        found = [each for each in self.backends.values() if each.serves == served]
+        return found[-1] if found else None
+
+    def withdraw(self, backend: _Backend) -> None:
+        """Give no client a ring to this backend any more, unless another one has its version too."""
+        if backend.serves is not None and self.newest(backend.serves) in (None, backend):
+            self.door.withdraw(*backend.serves)
 
     def publish(self, frontend: int, models: Models) -> None:
         self._send(frontend, models)

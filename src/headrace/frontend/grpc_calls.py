@@ -18,9 +18,9 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from headrace.control import RegionSpec
-from headrace.errors import HeadraceError, NotOffered, UnknownModel
+from headrace.errors import HeadraceError, NotOffered, NotReady, UnknownModel
 from headrace.frontend import service as meaning
-from headrace.frontend.service import InferOptions, NotReady
+from headrace.frontend.service import InferOptions
 from headrace.wire.grpc import codec
 from headrace.wire.grpc import inference_pb2 as pb
 from headrace.wire.places import RegionPlace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import EngineStopped, HeadraceError, InvalidRequest, QueueFull, RunFailed
 from headrace.processes import without_paths
@@ -85,18 +85,34 @@ class _Held:
     answered: asyncio.Future[Descriptor]
 
 
+class Loop(Protocol):
+    """What a link needs of the event loop that it lives on. asyncio's has it; a thread can offer it too."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None: ...
+
+    def remove_reader(self, fd: int, /) -> object: ...
+
+    def create_future(self) -> asyncio.Future[Descriptor]: ...
+
+
 class BackendLink:
-    """Requests to one backend. Made, used and closed on one event loop.
+    """Requests to one backend. Made, used and closed on one event loop: `loop`, or the running one.
 
     `on_lost` is called once when the backend's process has ended; all requests that it held have failed by then.
     """
 
-    def __init__(self, pair: RingPair, model: ServedModel, on_lost: Callable[[BackendLink], None]) -> None:
+    def __init__(
+        self,
+        pair: RingPair,
+        model: ServedModel,
+        on_lost: Callable[[BackendLink], None],
+        loop: Loop | None = None,
+    ) -> None:
         self.model = model
         self.ring = RingClient(pair)
         self._pair = pair
         self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        self._loop: Loop = loop or asyncio.get_running_loop()
         self._held: dict[int, _Held] = {}  # by first row, which is a request's own while it lasts
         self._in_flight = 0
         self._numbers = 0
@@ -106,6 +122,7 @@ class BackendLink:
 
     def start(self) -> None:
         self._loop.add_reader(self.ring.answers_fd, self._woken)
+        self._watch_peer()
         self._rearm()
 
     def admit(self, rows: int, deadline_ns: int = 0, priority: int = 0) -> Call:
@@ -145,7 +162,7 @@ class BackendLink:
         return held.answered
 
     def withdraw(self, first: int) -> None:
-        """Tell the backend that nobody wants the answer any more. It answers all the same, which gives the rows back."""
+        """Tell the backend that nobody wants the answer. It answers all the same, which gives the rows back."""
         held = self._held.get(first)
         if held is not None:
             self.ring.send(cancellation(held.number, first, held.rows))

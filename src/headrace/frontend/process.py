@@ -25,6 +25,7 @@ from headrace.control import (
     Stop,
     Verb,
 )
+from headrace.errors import NotReady
 from headrace.frontend.auth import Tokens
 from headrace.frontend.board import Board
 from headrace.frontend.gpu import GpuWatch, read_gpu
@@ -35,7 +36,7 @@ from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import BackendLink
 from headrace.frontend.observe import Observer
 from headrace.frontend.regions import Regions, SharedRegions
-from headrace.frontend.service import NotReady, Service
+from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
 from headrace.processes import become_child, keep_freed_memory
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 from headrace import __version__
 from headrace.clock import now_ns
 from headrace.config import MODEL_NAME
-from headrace.errors import DeadlineExceeded, EngineStopped, HeadraceError, InvalidRequest, QueueFull, UnknownModel
+from headrace.errors import (
+    DeadlineExceeded,
+    EngineStopped,
+    HeadraceError,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    UnknownModel,
+)
 from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import ModelFailed
 from headrace.frontend.scale import BATCH_ROWS
@@ -206,13 +214,6 @@ class Service:
             reasons = [status.reason for status in asked if status.required and status.reason]
             return NotReady(f"{which} is not ready: {reasons[0] if reasons else 'it is being loaded'}; try again")
         return UnknownModel(f"{which} is not loaded: {asked[-1].reason or asked[-1].state.lower()}")
-
-
-class NotReady(HeadraceError):
-    """No backend is ready."""
-
-    http_status = 503
-    grpc_code = "UNAVAILABLE"
 
 
 class ControlOff(HeadraceError):

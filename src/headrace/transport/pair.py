@@ -35,12 +35,16 @@ class RingPair:
 
     Whoever unpickles it, as a child process does, gets descriptors of its own. `close` lets go of them; the memory
     ends with the last process that holds it, however that process ends.
+
+    `peer_fd` becomes readable when whoever is at the other end has gone: for sides that share no process numbers, or
+    must not trust what the other one says of itself. Without it a side watches the process that the other one names.
     """
 
     layout: Layout
     memory_fd: int
     wake_backend_fd: int
     wake_client_fd: int
+    peer_fd: int | None = None
 
     @classmethod
     def create(cls, layout: Layout, wake_backend_fd: int | None = None) -> RingPair:
@@ -64,16 +68,20 @@ class RingPair:
         return cls(layout, memory_fd, wake, os.eventfd(0, flags))
 
     def close(self) -> None:
-        for descriptor in (self.memory_fd, self.wake_backend_fd, self.wake_client_fd):
+        for descriptor in self._descriptors():
             os.close(descriptor)
 
+    def _descriptors(self) -> tuple[int, ...]:
+        always = (self.memory_fd, self.wake_backend_fd, self.wake_client_fd)
+        return always if self.peer_fd is None else (*always, self.peer_fd)
+
     def __getstate__(self) -> tuple[Layout, tuple[_Detachable, ...]]:
-        descriptors = (self.memory_fd, self.wake_backend_fd, self.wake_client_fd)
-        return self.layout, tuple(cast("_Detachable", DupFd(descriptor)) for descriptor in descriptors)
+        return self.layout, tuple(cast("_Detachable", DupFd(descriptor)) for descriptor in self._descriptors())
 
     def __setstate__(self, state: tuple[Layout, tuple[_Detachable, ...]]) -> None:
         self.layout, descriptors = state
-        self.memory_fd, self.wake_backend_fd, self.wake_client_fd = (each.detach() for each in descriptors)
+        self.memory_fd, self.wake_backend_fd, self.wake_client_fd, *peer = (each.detach() for each in descriptors)
+        self.peer_fd = peer[0] if peer else None
 
 
 class DupFdHolder:

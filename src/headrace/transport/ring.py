@@ -53,9 +53,10 @@ CLIENT, BACKEND = 0, 1  # words of the header: the sides' process ids
 
 
 class _Peer:
-    """The process at the other end, as soon as it has said who it is."""
+    """The process at the other end: as soon as it has said who it is, unless `known_fd` says when it ends."""
 
-    def __init__(self, memory: mmap, side: int) -> None:
+    def __init__(self, memory: mmap, side: int, known_fd: int | None) -> None:
+        self._known_fd = known_fd
         self._pids = memoryview(memory)[:16].cast("Q")
         self._pids[side] = os.getpid()
         self._other = BACKEND if side == CLIENT else CLIENT
@@ -63,6 +64,8 @@ class _Peer:
 
     def find(self) -> int | None:
         """Return a descriptor that becomes readable when the process ends (pidfd_open(2)); None before it has come."""
+        if self._known_fd is not None:
+            return self._known_fd
         pid = self._pids[self._other]
         if self._fd is None and pid and pid != os.getpid():
             try:
@@ -85,7 +88,7 @@ class _Mapped:
         require_ordered_memory()
         self.layout: Layout = pair.layout
         self.memory = mmap(pair.memory_fd, self.layout.total_bytes, MAP_SHARED | MAP_POPULATE)
-        self.peer = _Peer(self.memory, side)
+        self.peer = _Peer(self.memory, side, pair.peer_fd)
         wake_fds = (pair.wake_backend_fd, pair.wake_client_fd)
         self.requests, self.responses = (
             DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.peer.find)

@@ -23,6 +23,7 @@ MAX_TIMEOUT_US = 2**53 // 1000  # nanoseconds that every JSON number holds: 104 
 MAX_PRIORITY = 2**31 - 1
 SHOWN = 80  # characters of a client's value in a message
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+ERROR_CLASS = "Headrace-Error"  # of `headrace.errors`: our own client raises it again
 
 
 @dataclass(frozen=True, slots=True)

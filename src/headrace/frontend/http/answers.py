@@ -14,6 +14,7 @@ import msgspec
 
 from headrace.frontend.http import compression
 from headrace.frontend.http.head import Refused
+from headrace.wire.v2 import ERROR_CLASS
 
 if TYPE_CHECKING:
     from headrace.errors import HeadraceError
@@ -54,7 +55,7 @@ def error_reply(status: int, text: str, headers: Headers = ()) -> Reply:
 
 
 def reply_of(error: HeadraceError) -> Reply:
-    headers = error.headers if isinstance(error, Refused) else ()
+    headers = error.headers if isinstance(error, Refused) else ((ERROR_CLASS, type(error).__name__),)
     if error.http_status in (429, 503):
         headers = (*headers, ("Retry-After", str(RETRY_AFTER_S)))
     return error_reply(error.http_status, str(error), headers)

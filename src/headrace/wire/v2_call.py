@@ -1,0 +1,178 @@
+"""The client's half of `wire.v2`: infer requests out, answers in, with the binary extension. Arrays are numpy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import TransportFailed
+from headrace.tensors import TensorSpec
+from headrace.wire.datatypes import FROM_DTYPE, TO_DTYPE, numpy_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedCall:
+    """A body in parts, so that tensors' bytes need not be copied: JSON, then each input's."""
+
+    parts: tuple[bytes | memoryview, ...]
+
+    @property
+    def header_bytes(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """The reserved parameters of a request; 0 and None leave them out."""
+
+    request_id: str | None = None
+    timeout_us: int = 0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of an answer; for bfloat16 the array holds the bits, as uint16."""
+
+    name: str
+    dtype: str
+    array: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """What a server says of a model's inputs and outputs; -1 among the features stands for any size."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: Any = None
+
+
+class _Metadata(msgspec.Struct):
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+
+
+class _Answer(msgspec.Struct):
+    outputs: list[_Tensor]
+
+
+_metadata = msgspec.json.Decoder(_Metadata).decode
+_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def encode_call(arrays: Sequence[NDArray[Any]], specs: Sequence[TensorSpec], options: CallOptions) -> EncodedCall:
+    """Write a request for these inputs, [rows, *features] each and of the dtypes that travel."""
+    parameters: dict[str, object] = {"binary_data_output": True}
+    if options.timeout_us:
+        parameters["timeout"] = options.timeout_us
+    if options.priority:
+        parameters["priority"] = options.priority
+    inputs = [
+        {
+            "name": spec.name,
+            "shape": list(array.shape),
+            "datatype": FROM_DTYPE[spec.dtype],
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for array, spec in zip(arrays, specs, strict=True)
+    ]
+    head: dict[str, object] = {"inputs": inputs, "parameters": parameters}
+    if options.request_id is not None:
+        head["id"] = options.request_id
+    return EncodedCall((msgspec.json.encode(head), *map(_bytes_of, arrays)))
+
+
+def decode_metadata(body: bytes) -> Tensors:
+    """Read a model's metadata. Raises TransportFailed for what is none, and for datatypes that are no numbers."""
+    told = _parsed(_metadata, body, "model metadata")
+    return Tensors(inputs=tuple(map(_spec, told.inputs)), outputs=tuple(map(_spec, told.outputs)))
+
+
+def decode_answer(body: bytes, header_bytes: int | None) -> tuple[Output, ...]:
+    """Read the answer to a request. Raises TransportFailed for what is none."""
+    view = memoryview(body)
+    if header_bytes is not None and not 0 < header_bytes <= len(view):
+        raise TransportFailed(f"an answer of {len(view)} bytes with a header of {header_bytes}")
+    told = _parsed(_answer, view[:header_bytes], "infer response")
+    at = len(view) if header_bytes is None else header_bytes
+    outputs = []
+    for tensor in told.outputs:
+        spec = _spec(tensor)
+        if min(tensor.shape, default=0) < 0:
+            raise TransportFailed(f"output {tensor.name} has shape {tensor.shape}; no size can be negative")
+        if tensor.data is None:
+            data = _binary(tensor, spec, view[at:])
+            at += len(data)
+        else:
+            data = tensor.data
+        outputs.append(Output(spec.name, spec.dtype, _array(data, tensor, spec)))
+    return tuple(outputs)
+
+
+def _binary(tensor: _Tensor, spec: TensorSpec, tail: memoryview) -> memoryview:
+    size = tensor.parameters.get("binary_data_size")
+    needed = math.prod(tensor.shape) * numpy_dtype(spec.dtype).itemsize
+    if size != needed or needed > len(tail):
+        raise TransportFailed(
+            f"output {tensor.name}, shape {tensor.shape}, is said to have {size} bytes; it needs {needed}, and"
+            f" {len(tail)} are there"
+        )
+    return tail[:needed]
+
+
+def _array(data: Any, tensor: _Tensor, spec: TensorSpec) -> NDArray[Any]:  # noqa: ANN401
+    dtype = numpy_dtype(spec.dtype)
+    try:
+        flat = np.frombuffer(data, dtype) if isinstance(data, memoryview) else np.asarray(data, dtype)
+        return flat.reshape(tensor.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise TransportFailed(f"output {tensor.name}, shape {tensor.shape}: {error}") from error
+
+
+def error_text(body: bytes) -> str:
+    """Return what an error's body says, whatever it is."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = None
+    if isinstance(told, dict) and isinstance(told.get("error"), str):
+        return str(told["error"])
+    return body[:200].decode(errors="replace") or "the server gave no reason"
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _parsed(parse: Any, body: bytes | memoryview, what: str) -> Any:  # noqa: ANN401
+    try:
+        return parse(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise TransportFailed(f"the server's answer is no {what}: {error}") from error
+
+
+def _spec(tensor: _Tensor) -> TensorSpec:
+    dtype = TO_DTYPE.get(tensor.datatype)
+    if dtype is None:
+        raise TransportFailed(
+            f"tensor {tensor.name} has datatype {tensor.datatype}; this client knows {', '.join(TO_DTYPE)}"
+        )
+    return TensorSpec(name=tensor.name, dtype=dtype, features=tuple(tensor.shape[1:]))
