@@ -27,6 +27,7 @@ from headrace.request import Batch, Ticket, Withdrawal
 
 _log = logging.getLogger(__name__)
 
+LINGER_NS = 500_000
 IDLE_POLL_S = 1.0  # how often an idle loop looks up; work wakes it at once
 
 
@@ -99,7 +100,7 @@ class Dispatcher:
         """Answer requests on the calling thread until no more will come and all have ended."""
         more = True
         while more or self._open_tickets:
-            if more and (arrivals.ready() or not self._open_tickets):
+            if more and (_has_come(arrivals, linger=not self._open_tickets) or not self._open_tickets):
                 more = self._receive(arrivals, 0.0 if self._open_tickets else IDLE_POLL_S)
             self._finish_done()
             if self._waiting.rows:
@@ -381,6 +382,14 @@ class Dispatcher:
         if (deadlines and deadlines[0][0] < self._wakes_ns) or (self._delay_ns and self._wakes_ns == math.inf):
             self._wakes_ns = 0
             self._due.notify()
+
+
+def _has_come(arrivals: Arrivals, *, linger: bool) -> bool:
+    """Look, and go on looking before going to sleep: to be woken up costs more than most pauses between requests."""
+    until_ns = now_ns() + LINGER_NS if linger else 0
+    while not (come := arrivals.ready()) and linger and now_ns() < until_ns:
+        pass
+    return come
 
 
 def _is_done(busy: _Busy, batch: Batch) -> bool:
