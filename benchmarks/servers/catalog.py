@@ -1,0 +1,95 @@
+"""The servers: how each is started, what a request to it looks like, and how many processes it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from settings import Settings
+
+HERE = Path(__file__).parent
+
+
+def _script(name: str) -> Callable[[str, Settings], list[str]]:
+    def command(python: str, settings: Settings) -> list[str]:  # noqa: ARG001  # they are in the environment
+        return [python, str(HERE / name)]
+
+    return command
+
+
+def _headrace(python: str, settings: Settings) -> list[str]:
+    model = f"{HERE / 'models.py'}:tiny" if settings.model == "tiny" else settings.model
+    command = [python, "-m", "headrace", "serve", model, "--name", "model", "--http-port", str(settings.port)]
+    command += ["--no-grpc", "--device", settings.device, "--precision", settings.precision]
+    command += ["--compile" if settings.compile else "--no-compile", "--image-size", "250", "--no-download"]
+    command += ["--model-dir", settings.folder, "--compile-cache", str(Path(settings.folder) / "headrace-cache")]
+    command += ["--max-batch-size", str(settings.max_batch_size), "--buckets", *map(str, settings.buckets)]
+    command += ["--max-queue-delay-us", str(round(1000 * settings.delay_ms))]
+    return [*command, "--num-workers", str(settings.workers), "--frontends", str(settings.frontends)]
+
+
+def _mosec(python: str, settings: Settings) -> list[str]:
+    command = [python, str(HERE / "serve_mosec.py"), "--address", "127.0.0.1", "--port", str(settings.port)]
+    # Its limits refuse bodies of 24 MB and requests that wait for 3 s, unless raised.
+    return [*command, "--timeout", "60000", "--max-request-size", str(256 << 20), "--log-level", "warning"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """`workers` and `frontends` are for a GPU machine with 16 cores; `delay_ms` is how long a batch waits to grow."""
+
+    name: str
+    path: str
+    command: Callable[[str, Settings], list[str]]  # from the interpreter and the settings
+    packages: tuple[str, ...]  # whose versions are recorded
+    headers: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    workers: int = 1
+    frontends: int = 1
+    delay_ms: float = 0.0
+    tells: bool = True  # each of its workers writes into the info folder when it is warm
+    is_null: bool = False  # answers are zeros
+
+
+SERVERS = {
+    server.name: server
+    for server in (
+        Server(
+            name="headrace",
+            path="/v2/models/model/infer",
+            headers=("Inference-Header-Content-Length: 0",),
+            command=_headrace,
+            packages=("headrace", "torch"),
+            workers=4,
+            frontends=8,
+            tells=False,
+        ),
+        Server(
+            name="litserve",
+            path="/predict",
+            command=_script("serve_litserve.py"),
+            packages=("litserve", "fastapi", "uvicorn", "uvloop", "httptools", "pyzmq", "torch"),
+            workers=2,
+            frontends=8,
+            delay_ms=2.0,
+        ),
+        Server(
+            name="mosec",
+            path="/inference",
+            command=_mosec,
+            packages=("mosec", "torch"),
+            workers=4,
+            delay_ms=1.0,
+        ),
+        Server(
+            name="null",
+            path="/",
+            command=_script("null_server.py"),
+            packages=("uvloop",),
+            frontends=4,
+            tells=False,
+            is_null=True,
+        ),
+    )
+}
