@@ -44,7 +44,7 @@ from tests.deployments import TWO, read
         ("[server]\nhost = 2020-01-01", 'host = "2020-01-01": must be text'),
         (f"[server]\nhost = {list(range(99))}", "20, 21, 2...: must be text"),
         ("[[models]]\nsource = 5", "[[models]] source = 5: must be text"),
-        ('[[models]]\nsource = "x"\nprecision = "fp8"', 'precision = "fp8": must be one of tf32, float32, bf16, fp16'),
+        ('[[models]]\nsource = "x"\nprecision = "fp4"', 'precision = "fp4": must be one of tf32, float32, bf16, fp16'),
         ('[[models]]\nsource = "x"\ncompile = "yes"', 'compile = "yes": must be true or false'),
         ('[[models]]\nsource = "x"\ncompile_cache = 1', "compile_cache = 1: must be a path"),
         (
@@ -132,7 +132,7 @@ def test_variables_of_others_are_left_alone(tmp_path):
     [
         ("resnet18 --http-port x", "--http-port x: must be a whole number, 0 to 65535"),
         ("resnet18 --buckets 1 x", "--buckets 1 x: must be a list of one or more"),
-        ("resnet18 --precision fp8", "--precision fp8: must be one of tf32, float32, bf16, fp16"),
+        ("resnet18 --precision fp4", "--precision fp4: must be one of tf32, float32, bf16, fp16"),
         ("resnet18 --max-batch-size 0", "--max-batch-size 0: must be 1 to 65536"),
         ("''", "MODEL : must be text"),
         ("--precision bf16", "no model to serve: name one"),

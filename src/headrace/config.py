@@ -16,7 +16,7 @@ from headrace.errors import InvalidOption
 from headrace.option_fields import check_options, option
 
 DesignName = Literal["original", "executor", "h2d_d2h_threads", "lanes"]
-Precision = Literal["tf32", "float32", "bf16", "fp16"]
+Precision = Literal["tf32", "float32", "bf16", "fp16", "int8", "fp8"]
 Stem = Literal["auto", "keep", "pad", "space-to-depth"]
 InputKind = Literal["photos", "random"]
 WireType = Literal["float32", "uint8"]
@@ -51,7 +51,7 @@ class ModelConfig:
     compile: bool = False  # torch.compile, as published
     compile_cache: Path | None = None  # folder where compiled code is kept for the next run; None: PyTorch's own
     # Of float32 tensors: "tf32" lets convolutions round (PyTorch's default), "float32" forbids it. "bf16" and "fp16"
-    # compute in 16 bits, in the lanes only.
+    # compute in 16 bits, "int8" and "fp8" large linear layers in 8 and the rest in bf16; in the lanes only.
     precision: Precision = "tf32"
 
 

@@ -60,7 +60,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default="tf32",
         help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute"
-        " in 16 bits, with --design lanes (default: tf32)",
+        " in 16 bits, int8 and fp8 large linear layers in 8, with --design lanes (default: tf32)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 

@@ -13,6 +13,7 @@ from headrace.model.optimise import (
     ErrorReport,
     Normalise,
     OptimiseConfig,
+    accuracy_rows,
     measure_error,
     optimise,
     require_accuracy,
@@ -23,6 +24,7 @@ from headrace.model.stem import SpaceToDepth
 IMAGENET = Normalise(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 EVERYTHING = {"fuse_epilogues": True, "stem": "space-to-depth", "pointwise_as_matmul": True}
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+QUANTISED = ("int8", "fp8")
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -371,13 +373,13 @@ def test_outputs_without_a_row_for_each_row_are_refused():
         measure_error(Mean(), Mean(), [UNIT_ROWS])
 
 
-def report_of(error: float) -> ErrorReport:
+def report_of(error: float, agreement: float | None = None) -> ErrorReport:
     return ErrorReport(
-        max_relative_error=error, mean_relative_error=error, top1_agreement=None, rows=2, reference="float64"
+        max_relative_error=error, mean_relative_error=error, top1_agreement=agreement, rows=128, reference="float64"
     )
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, *QUANTISED])
 def test_errors_up_to_the_tolerance_pass_and_larger_ones_do_not(precision):
     limit = tolerance(precision)
     require_accuracy(report_of(limit), precision)
@@ -387,7 +389,25 @@ def test_errors_up_to_the_tolerance_pass_and_larger_ones_do_not(precision):
 
 
 def test_coarser_precisions_are_allowed_more():
-    assert tolerance("float32") < tolerance("tf32") == tolerance("fp16") < tolerance("bf16") < 0.5
+    assert tolerance("float32") < tolerance("tf32") == tolerance("fp16") < tolerance("bf16")
+    assert tolerance("bf16") < tolerance("int8") < tolerance("fp8") < 0.5
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_in_8_bits_the_best_class_must_be_float32s_in_99_of_100_rows(precision):
+    for agreement in (None, 1.0, 127 / 128, 0.99):
+        require_accuracy(report_of(0.01, agreement), precision)
+    with pytest.raises(ModelError, match=rf"in {precision}, .* 98\.4% of 128 rows, and 99% is needed; use .* bf16"):
+        require_accuracy(report_of(0.01, 126 / 128), precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_in_more_bits_the_error_alone_decides(precision):
+    require_accuracy(report_of(tolerance(precision), 0.5), precision)
+
+
+def test_one_row_in_a_hundred_can_be_seen_where_it_matters():
+    assert [accuracy_rows(precision) >= 100 for precision in (*PRECISIONS, *QUANTISED)] == [False] * 4 + [True] * 2
 
 
 def test_activations_beyond_fp16_are_found():

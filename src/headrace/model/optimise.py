@@ -8,6 +8,7 @@ against the model in float64, and refused above a limit.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,10 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from headrace.errors import ModelError
 from headrace.model.fused import Untraceable, fold_batch_norms, fuse_epilogues, trace
 from headrace.model.pointwise import rewrite_strided_pointwise
+from headrace.model.quantise import NOTHING, quantise_linears, require_possible
 from headrace.model.stem import pad_channels, space_to_depth
 from headrace.processes import describe
 
-ComputePrecision = Literal["float32", "tf32", "bf16", "fp16"]
+ComputePrecision = Literal["float32", "tf32", "bf16", "fp16", "int8", "fp8"]
 StemForm = Literal["keep", "pad", "space-to-depth"]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -36,9 +38,14 @@ _DTYPES: Final[Mapping[ComputePrecision, torch.dtype]] = {
     "tf32": torch.float32,  # the process-wide switch is headrace.model.precision
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int8": torch.bfloat16,  # of all that is not quantised
+    "fp8": torch.bfloat16,
 }
 _UNIT_ROUNDOFF: Final[Mapping[ComputePrecision, float]] = {"tf32": 2**-11, "bf16": 2**-8, "fp16": 2**-11}
+_QUANTISED_ROUNDING: Final[Mapping[ComputePrecision, float]] = {"int8": 2**-7, "fp8": 2**-5}  # root mean square
 _ROUNDINGS = 64
+_QUANTISED_LAYERS = 64
+_LEAST_AGREEMENT = 0.99
 _FLOAT32_TOLERANCE = 2e-4
 
 
@@ -155,23 +162,28 @@ class Wire(nn.Module):
         return value.to(self.dtype, memory_format=self.memory_format if value.ndim == 4 else torch.preserve_format)
 
 
-def optimise(model: nn.Module, config: OptimiseConfig) -> Optimised:
+def optimise(model: nn.Module, config: OptimiseConfig, device: torch.device | None = None) -> Optimised:
     """Return a copy of `model` that computes as `config` says, between inputs and outputs in wire form.
 
-    `model` is float32, in eval mode and on its device; it is not changed. A rewrite that the model does not allow is
-    left out and named in `skipped`. Raises ModelError if the model cannot be copied, or not be cast to the precision.
+    `model` is float32 and in eval mode; it is not changed. The copy is on `device`, or where the model is. A rewrite
+    that the model does not allow is left out and named in `skipped`. Raises ModelError if the model cannot be copied,
+    or not be cast to the precision, and DeviceUnavailable if the device cannot compute in it.
     """
+    device = device or _device_of(model)
+    if config.precision in ("int8", "fp8"):
+        require_possible(config.precision, device)
     applied: list[str] = []
     skipped: list[str] = []
     dtype = _DTYPES[config.precision]
     with torch.no_grad():
-        module = _rewritten(_copy(model), config, applied, skipped)
+        module = _rewritten(_copy(model).to(device), config, applied, skipped)
         _cast(module, dtype)
         channels_last = config.channels_last and any(isinstance(part, nn.Conv2d) for part in model.modules())
         if channels_last:
             _lay_out_channels_last(module)
+        quantised = _quantised(module, config.precision, skipped)
         wire = Wire(module, dtype, channels_last=channels_last, normalise=config.normalise)
-    applied += [f"computed in {config.precision}"]
+    applied += [quantised or f"computed in {'bf16' if dtype == torch.bfloat16 else config.precision}"]
     applied += ["channels last"] if channels_last else []
     applied += ["uint8 images normalised on the device"] if config.normalise else []
     return Optimised(
@@ -218,20 +230,54 @@ def tolerance(precision: ComputePrecision) -> float:
     bf16 87) and RegNet-X 8GF (fp16 70), which blow rounding up. Trained, on photographs, on a CPU: EfficientNet-lite0
     16 in bf16, 15 in fp16. In float32 the limit is 2e-4, as sums in another order and Winograd transforms come on top
     of 6e-8 per rounding: seen up to 2.4e-5. A rewrite gone wrong is expected to show as an error of the order of 1.
+
+    In int8 and fp8, what is not quantised may err as in bf16, and 64 quantised layers in a row come on top: 0.27 and
+    0.43. Each rounds both operands, independently of the others, so squares add. A row of normally distributed values
+    loses 2^-7 in int8 (steps of its largest value / 127) and less than 2^-5 in e4m3 (which rounds by up to 2^-4).
     """
+    if precision in _QUANTISED_ROUNDING:
+        return math.hypot(tolerance("bf16"), math.sqrt(2 * _QUANTISED_LAYERS) * _QUANTISED_ROUNDING[precision])
     return _FLOAT32_TOLERANCE if precision == "float32" else _ROUNDINGS * _UNIT_ROUNDOFF[precision]
 
 
 def require_accuracy(report: ErrorReport, precision: ComputePrecision) -> None:
-    """Raise ModelError unless the largest error is finite and at most `tolerance(precision)`."""
+    """Raise ModelError unless the largest error is finite and at most `tolerance(precision)`.
+
+    In int8 and fp8 the best class must also be that of float32 in 99 % of the rows, where the model has classes.
+    """
     error, limit = report.max_relative_error, tolerance(precision)
     if error <= limit:  # which nan is not
+        _require_agreement(report, precision)
         return
     remedy = "use --precision float32" if precision != "float32" else "switch the model's rewrites off"
     raise ModelError(
         f"in {precision}, the model's answers are wrong by {error:.2g} (relative L2 error of the worst of {report.rows}"
         f" rows, against {report.reference}), and {limit:.2g} is allowed; {remedy}"
     )
+
+
+def accuracy_rows(precision: ComputePrecision) -> int:
+    """Return how many rows to measure the error on, where there are so many: enough for one in a hundred."""
+    return 128 if precision in _QUANTISED_ROUNDING else 16
+
+
+def _require_agreement(report: ErrorReport, precision: ComputePrecision) -> None:
+    agreement = report.top1_agreement
+    if precision not in _QUANTISED_ROUNDING or agreement is None or agreement >= _LEAST_AGREEMENT:
+        return
+    raise ModelError(
+        f"in {precision}, the best class is float32's in {agreement:.1%} of {report.rows} rows, and"
+        f" {_LEAST_AGREEMENT:.0%} is needed; use --precision bf16, or, if the rows are few, more example inputs"
+    )
+
+
+def _quantised(module: nn.Module, precision: ComputePrecision, skipped: list[str]) -> str | None:
+    """Quantise what the precision asks for; return what was done, None if it was nothing."""
+    if precision not in ("int8", "fp8"):
+        return None
+    count = quantise_linears(module, precision)
+    skipped += [] if count else [f"nothing computed in {precision}: {NOTHING}"]
+    return f"{count} linear layer{'s' * (count != 1)} in {precision}, the rest in bf16" if count else None
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from headrace.model import precision as process_precision
 from headrace.model.optimise import (
     ErrorReport,
     Normalise,
+    accuracy_rows,
     measure_error,
     optimise,
     require_accuracy,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from headrace.model.signature import Inputs
     from headrace.runtime.device import Device
 
-ACCURACY_ROWS = 16  # of the example that the error is measured on
 LANES = 4
 CUDA_DEPTH, HOST_DEPTH = 3, 2
 
@@ -56,7 +56,7 @@ class EngineConfig:
     buckets: tuple[int, ...] = ()  # batch sizes to prepare the model for; empty: the powers of two up to max_batch_size
     max_queue_delay_us: int = 0  # how long a batch may wait to grow; 0: never while a lane is free
     queue_rows: int | None = None  # rows that wait or run at once; beyond it callers wait
-    precision: Precision = "tf32"
+    precision: Precision = "tf32"  # "int8" and "fp8" need the extra `quantised`
     compile: bool = False
     compile_cache: Path | None = None  # folder where compiled code is kept for the next start; None: PyTorch's own
     graphs: bool = True
@@ -181,8 +181,9 @@ def start(model: nn.Module, example: Inputs, config: EngineConfig, stack: ExitSt
     if config.precision in ("float32", "tf32"):
         process_precision.apply(config.precision)
     clock.mark("device context")
-    optimised = optimise(model, optimise_config(lanes_config, config.precision, config.normalise, device.torch_device))
-    module = optimised.module.to(device.torch_device)
+    how = optimise_config(lanes_config, config.precision, config.normalise, device.torch_device)
+    optimised = optimise(model, how, device.torch_device)
+    module = optimised.module
     shapes = _shapes(module, example, config, device.torch_device)
     accuracy = _accuracy(model, module, example, config, device.torch_device)
     clock.mark("model")
@@ -321,7 +322,7 @@ def _accuracy(
     """Measure the error on the example's first rows. Raises ModelError if it is beyond the precision's tolerance."""
     if not config.check_accuracy:
         return None
-    few = _to(example, device, rows=ACCURACY_ROWS)
+    few = _to(example, device, rows=accuracy_rows(config.precision))
     inputs = (few,) if isinstance(few, torch.Tensor) else few
     there = copy.deepcopy(reference).to(device)  # the caller's own stays where it is
     report = measure_error(module, there, inputs, normalise=config.normalise)

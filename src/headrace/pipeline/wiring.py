@@ -30,7 +30,12 @@ from headrace.runtime.host_lane import FlatModel, HostLane
 if TYPE_CHECKING:
     from torch import Tensor
 
-BEST_STEM: Mapping[str, StemForm] = {"bf16": "space-to-depth", "fp16": "pad"}
+BEST_STEM: Mapping[str, StemForm] = {
+    "bf16": "space-to-depth",
+    "fp16": "pad",
+    "int8": "space-to-depth",  # convolutions stay bf16
+    "fp8": "space-to-depth",
+}
 WARM_CALLS = 2  # the first compiles, the second is the first of its kind: cuDNN has chosen, memory is there
 
 
