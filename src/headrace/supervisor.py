@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 
@@ -56,7 +56,12 @@ class _Backend:
     child: Child
     found: Found
     wake_fd: int  # all its rings'
+    end_fd: int  # a pidfd of its own, for those who must hear of its death before they have heard of it
     model: ServedModel | None = None  # once it is ready
+
+    def close(self) -> None:
+        os.close(self.wake_fd)
+        os.close(self.end_fd)
 
     @property
     def serves(self) -> tuple[str, str] | None:
@@ -228,7 +233,7 @@ class Supervisor:
                 self._heard_backend(number, backend, word)
         if has_ended:
             code = child.bury()
-            os.close(backend.wake_fd)
+            backend.close()
             del self._backends[number]
             self._hands.withdraw(backend)
             if code and backend.model is not None:
@@ -300,7 +305,7 @@ class Supervisor:
         for child in children:
             child.bury()
         for backend in self._backends.values():
-            os.close(backend.wake_fd)
+            backend.close()
         os.close(self._board_fd)
 
 
@@ -319,7 +324,8 @@ class _Hands:
         job = partial(BackendJob, served=found.served, wake=DupFdHolder(wake_fd))
         name, target = f"backend {found.name} {found.version}", "headrace.backend.process:run_backend"
         child = Child.start(name, target, lambda control: job(control=control))
-        self.backends[backend] = _Backend(child, found, wake_fd)
+        assert child.process.pid is not None
+        self.backends[backend] = _Backend(child, found, wake_fd, os.pidfd_open(child.process.pid))
 
     def connect(self, backend: int, frontend: int) -> None:
         there, client = self.backends[backend], self.frontends[frontend].child
@@ -331,7 +337,7 @@ class _Hands:
         ring = RingPair.create(layout, there.wake_fd)
         try:
             there.child.send(Attach(ring))
-            client.send(Connect(ring, there.model, backend))
+            client.send(Connect(replace(ring, peer_fd=there.end_fd), there.model, backend))
         finally:
             ring.close()
 

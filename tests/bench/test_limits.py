@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from headrace.bench import environment, limits, nvml, ring_rate
+from headrace import nvml
+from headrace.bench import environment, limits, ring_rate
 from headrace.bench.limits_host import memcpy_threads
 from headrace.bench.limits_jobs import RING_LAYOUT
 from headrace.bench.limits_picture import draw
