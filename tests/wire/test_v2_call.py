@@ -19,12 +19,13 @@ def test_a_request_is_what_the_server_reads():
     ids = np.arange(4).reshape(2, 2)
     options = CallOptions(request_id="r", timeout_us=5, priority=2)
     call = encode_call([values, ids], [VALUES, IDS], options)
-    body = b"".join(call.parts)
-    read = v2.decode(body, len(call.parts[0]), [VALUES, IDS], [HALF])
+    json, tail = call.parts[0], b"".join(call.parts[1:])
+    read = v2.decode(json, len(tail), [VALUES, IDS], [HALF])
+    data = read.gather(memoryview(tail), [VALUES, IDS])
     assert read.id == "r"
     assert read.rows == 2
-    assert bytes(read.inputs[0]) == values.tobytes()
-    assert bytes(read.inputs[1]) == ids.tobytes()
+    assert bytes(data[0]) == values.tobytes()
+    assert bytes(data[1]) == ids.tobytes()
     assert read.outputs == (v2.WantedOutput("half", binary=True),)
     assert msgspec.json.decode(call.parts[0])["parameters"] == {"binary_data_output": True, "timeout": 5, "priority": 2}
 
@@ -34,10 +35,10 @@ def test_an_answer_is_what_the_server_writes(binary):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     half = np.arange(4, dtype=np.uint16).reshape(2, 2)
     wanted = (v2.WantedOutput("half", binary=True), v2.WantedOutput("values", binary=binary))
-    request = v2.InferRequest(None, 2, (), wanted)
+    request = v2.InferRequest(None, 2, {}, (), wanted)
     outputs = {"values": memoryview(values).cast("B"), "half": memoryview(half).cast("B")}
     encoded = v2.encode(request, "m", "1", outputs, [VALUES, HALF])
-    first, second = decode_answer(encoded.body, encoded.header_bytes)
+    first, second = decode_answer(b"".join([encoded.json, *encoded.tensors]), len(encoded.json))
     assert (first.name, first.dtype, second.name, second.dtype) == ("half", "bfloat16", "values", "float32")
     np.testing.assert_array_equal(first.array, half)
     np.testing.assert_array_equal(second.array, values)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SERVER_NAME = "headrace"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+SHARED_MEMORY = "system_shared_memory"  # Triton's name of the extension
 PLATFORM = "pytorch"
 BACKEND = "headrace"
 
@@ -240,8 +241,10 @@ def failure_kind(error: BaseException) -> str:
     return next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), "cancelled")
 
 
-def server_metadata() -> dict[str, object]:
-    return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+def server_metadata(*, shared_memory: bool) -> dict[str, object]:
+    """Return the protocol's server metadata; `shared_memory`: clients may name regions."""
+    extensions = [*EXTENSIONS, SHARED_MEMORY] if shared_memory else list(EXTENSIONS)
+    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
 def repository_index(service: Service) -> list[dict[str, str]]:
