@@ -304,8 +304,8 @@ def all_statistics(totals: Ledger) -> dict[str, object]:
 def _statistics(model: ModelTotals) -> dict[str, object]:
     """Copies and model run as one, so both copies are in compute_infer, and take 0 ns by themselves.
 
-    The three are counted alike: perf_analyzer ends where they differ. Of a batch that failed in part, only the part that
-    was answered counts. Source: Triton's statistics extension.
+    The three are counted alike: perf_analyzer ends where they differ. Of a batch that failed in part, only the part
+    that was answered counts. Source: Triton's statistics extension.
     """
     return {
         "name": model.name,
