@@ -119,9 +119,8 @@ class Calls:
         return told
 
     async def _repository_index(self, asked: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        index = meaning.repository_index(self._service)
-        models = [each for each in index if each["state"] == "READY" or not asked.ready]
-        return _filled({"models": models}, pb.RepositoryIndexResponse())
+        index = meaning.repository_index(self._service, only_ready=asked.ready)
+        return _filled({"models": index}, pb.RepositoryIndexResponse())
 
     async def _repository_model_load(self, asked: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
         await self._service.load(asked.model_name, dict(asked.parameters))

@@ -247,15 +247,16 @@ def server_metadata(*, shared_memory: bool) -> dict[str, object]:
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
-def repository_index(service: Service) -> list[dict[str, str]]:
-    """Return every version of every model, with its state and, if it is not ready, why."""
+def repository_index(service: Service, *, only_ready: bool = False) -> list[dict[str, str]]:
+    """Return every version of every model, or those that are ready, with its state and, if it is not ready, why."""
     index = []
     for name in service.names:
         links = service.links.get(name, {})
         told = {status.version: status for status in service.statuses if status.name == name}
         for version in sorted({*told, *links}, key=int) or [""]:
             state, reason = _state(version in links and not service.draining, told.get(version))
-            index.append({"name": name, "version": version, "state": state, "reason": reason})
+            if state == "READY" or not only_ready:
+                index.append({"name": name, "version": version, "state": state, "reason": reason})
     return index
 
 

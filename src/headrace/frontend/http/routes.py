@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -114,11 +114,19 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, object] = {}
 
 
-def _control_parameters(body: bytes) -> dict[str, object]:
+class _IndexBody(msgspec.Struct):
+    ready: bool = False  # only versions that are
+
+
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+
+
+def read_json(body: bytes, kind: type[BodyT], name: str) -> BodyT:
+    """Read a body of a small call; none at all is as good as {}. Raises InvalidRequest, naming the field."""
     try:
-        return msgspec.json.decode(body or b"{}", type=_ControlBody).parameters
+        return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is no load or unload request: {error}") from error
+        raise InvalidRequest(f"the body is no {name} request: {error}") from error
 
 
 class _Told:
@@ -154,15 +162,16 @@ class _Told:
     def all_statistics(self, _parameters: Parameters, _body: bytes) -> Reply:
         return json_reply(meaning.all_statistics(self._service.totals))
 
-    def repository_index(self, _parameters: Parameters, _body: bytes) -> Reply:
-        return json_reply(meaning.repository_index(self._service))
+    def repository_index(self, _parameters: Parameters, body: bytes) -> Reply:
+        asked = read_json(body, _IndexBody, "repository index")
+        return json_reply(meaning.repository_index(self._service, only_ready=asked.ready))
 
     async def load(self, parameters: Parameters, body: bytes) -> Reply:
-        await self._service.load(parameters["name"], _control_parameters(body))
+        await self._service.load(parameters["name"], read_json(body, _ControlBody, "load or unload").parameters)
         return Reply()
 
     async def unload(self, parameters: Parameters, body: bytes) -> Reply:
-        await self._service.unload(parameters["name"], _control_parameters(body))
+        await self._service.unload(parameters["name"], read_json(body, _ControlBody, "load or unload").parameters)
         return Reply()
 
     def _model(self, parameters: Parameters) -> ServedModel:

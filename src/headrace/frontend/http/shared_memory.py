@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.control import RegionSpec
-from headrace.errors import InvalidRequest, NotOffered
+from headrace.errors import NotOffered
 from headrace.frontend.http.answers import Reply, json_reply
+from headrace.frontend.http.routes import read_json
 from headrace.frontend.regions import NO_CUDA_MEMORY
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class _System:
 
     async def register(self, parameters: Parameters, body: bytes) -> Reply:
         self._regions.own.require_offered()
-        try:
-            asked = msgspec.json.decode(body, type=_RegisterBody)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(f"the body is no request to register a region: {error}") from error
+        asked = read_json(body, _RegisterBody, "register")
         spec = RegionSpec(name=parameters["region"], key=asked.key, offset=asked.offset, byte_size=asked.byte_size)
         await self._regions.register(spec)
         return Reply()
