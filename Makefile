@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PERF_ANALYZER := $(VENV)/perf_analyzer
 RESULTS ?= results
 
-.PHONY: help bench test soak check format proto clean
+.PHONY: help bench test soak conformance check format proto clean
 help:
 	@echo "make bench   set up, serve photographs with a published design and with the lanes, measure both, show the labels"
 	@echo "make test    set up and run all tests"
 	@echo "make soak    a million small requests on the CPU, every answer checked, memory watched"
+	@echo "make conformance  NVIDIA's perf_analyzer against the server, over HTTP, gRPC and shared memory"
 	@echo "make check   formatting, lint, types, import contracts"
 	@echo "make format  rewrite the source in the project's format"
 	@echo "make proto   rewrite what is made from the gRPC protocol's .proto file"
@@ -32,6 +34,16 @@ test: $(READY)
 
 soak: $(READY)
 	@SOAK_REQUESTS=1000000 $(BIN)/python -m pytest tests/soak $(PYTEST_OPTIONS)
+
+# A folder of its own, since the tests use a newer tritonclient. Of the wheels that bring perf_analyzer this one runs with
+# glibc 2.36; PyPI's package perf-analyzer is empty where its real wheels, for glibc 2.38, do not fit.
+$(PERF_ANALYZER)/.ready: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PERF_ANALYZER) \
+		tritonclient==2.48.0 nvidia-cuda-runtime-cu12==12.9.79
+	@touch $@
+
+conformance: $(PERF_ANALYZER)/.ready
+	@$(BIN)/python -m tests.conformance $(PERF_ANALYZER)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

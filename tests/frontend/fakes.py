@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from headrace.control import ServedModel
 from headrace.errors import QueueFull
 from headrace.frontend.http.front import make_front
+from headrace.frontend.regions import Regions, SharedRegions
 from headrace.frontend.service import Service
 from headrace.frontend_job import AccessSettings, HttpSettings
 from headrace.tensors import TensorSpec
@@ -83,8 +84,12 @@ def service_of(link):
     return service
 
 
-def front_of(link, access=None, **settings):
-    return make_front(service_of(link), HttpSettings(**settings), access or AccessSettings())
+def no_regions():
+    return SharedRegions(Regions(offered=False), send=[].append)
+
+
+def front_of(link, access=None, regions=None, **settings):
+    return make_front(service_of(link), regions or no_regions(), HttpSettings(**settings), access or AccessSettings())
 
 
 @dataclass

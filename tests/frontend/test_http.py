@@ -20,6 +20,8 @@ from headrace.errors import ModelError
 from headrace.frontend.http.answers import Reply, json_reply
 from headrace.frontend.http.body import MAX_CHUNKS
 from headrace.frontend.http.infer import AMPLE
+from headrace.frontend.http.routes import Routes, add_protocol
+from headrace.frontend.service import Service
 from headrace.frontend_job import AccessSettings
 from headrace.tensors import TensorSpec
 from tests.frontend.fakes import FakeLink, front_of
@@ -484,3 +486,21 @@ async def test_small_answers_are_not_held_back():
         (stream,) = world.front._connections
         ours = stream.transport.get_extra_info("socket")
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b"", ["m", "other"]),
+        (b"{}", ["m", "other"]),
+        (b'{"ready": false}', ["m", "other"]),
+        (b'{"ready": true}', ["m"]),
+    ],
+)
+def test_the_index_of_models_tells_all_or_only_those_that_are_ready(body, names):
+    service = Service(("m", "other"))
+    service.add(FakeLink())
+    routes = Routes()
+    add_protocol(routes, service, shared_memory=False)
+    answer = routes.find("POST", "/v2/repository/index").handler({}, body)
+    assert [model["name"] for model in json.loads(answer.body)] == names

@@ -43,8 +43,9 @@ def test_every_datatype_crosses_as_json_and_as_bytes_and_both_mixed(rows, seed, 
     decoded = v2.decode(head, len(tail), SPECS, SPECS)
     assert (decoded.id, decoded.rows) == ("a", rows)
     assert sorted([*decoded.inline, *decoded.binary]) == list(range(len(SPECS)))
-    for spec, data in zip(SPECS, decoded.gather(memoryview(tail), SPECS), strict=True):
-        assert bytes(data) == values_of(spec, rows, seed).tobytes()
+    data = decoded.gather(memoryview(tail), SPECS)
+    for number, spec in enumerate(SPECS):
+        assert bytes(data[number]) == values_of(spec, rows, seed).tobytes()
 
 
 @given(rows=st.integers(1, 4), seed=st.integers(0, 99), binary=st.booleans())
@@ -85,6 +86,12 @@ def request(**changes):
     return {"inputs": [{key: value for key, value in tensor.items() if value is not None}]}
 
 
+def region(byte_size, region="r", **parameters):
+    """Return a request whose input lies in shared memory."""
+    place = {"shared_memory_region": region, "shared_memory_byte_size": byte_size}
+    return request(data=None, parameters=place | parameters)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -101,11 +108,24 @@ def request(**changes):
         (request(data=[1]), "has 1 values; shape"),
         (request(data=[[1, 2], [3]]), "no regular array"),
         (request(data=["a", "b"]), "values that are no FP32"),
-        (request(data=None), "neither data nor binary_data_size"),
-        (request(parameters={"binary_data_size": 8}), "both data and binary_data_size"),
+        (request(data=None), "has no data; send one of data, binary_data_size and shared_memory_region"),
+        (request(parameters={"binary_data_size": 8}), "has binary_data_size and data; send one of"),
         (request(data=None, parameters={"binary_data_size": 8}), "0 are left in the body"),
         (request(data=None, parameters={"binary_data_size": "8"}), "binary_data_size '8'; its shape needs 8"),
-        (request(parameters={"shared_memory_region": "r"}), "this server offers none"),
+        (request(parameters={"shared_memory_region": "r"}), "has shared_memory_region and data; send one of"),
+        (region(byte_size=7), r"has 7 bytes in shared_memory_region; its shape \[1, 2\] needs 8"),
+        (region(byte_size="8"), "shared_memory_byte_size is '8'; both must be numbers of bytes"),
+        (region(byte_size=8, region=5), "shared_memory_region must be the name of a region"),
+        (region(byte_size=8, binary_data_size=8), "has binary_data_size and shared_memory_region; send one of"),
+        (request() | {"outputs": [{"name": "x"}] * 2}, "output x was asked for more than once"),
+        (
+            request() | {"outputs": [{"name": "x", "parameters": {"shared_memory_region": "r"}}]},
+            "output x: shared_memory_offset is 0 and shared_memory_byte_size is None",
+        ),
+        (
+            request() | {"outputs": [{"name": "x", "parameters": {"classification": 2}}]},
+            "output x: classification is not offered",
+        ),
         (request() | {"outputs": [{"name": "z"}]}, "output z was asked for; the model gives x"),
         ("[" * 100_000, "no v2 infer request|nested too deeply"),
     ],

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from headrace.control import RegionSpec
 from headrace.errors import HeadraceError, NotOffered, NotReady, UnknownModel
 from headrace.frontend import service as meaning
+from headrace.frontend.regions import NO_CUDA_MEMORY
 from headrace.frontend.service import InferOptions
 from headrace.wire.grpc import codec
 from headrace.wire.grpc import inference_pb2 as pb
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 SERVICE = "inference.GRPCInferenceService"
-SHARED_MEMORY = "system_shared_memory"  # Triton's name of the extension
 RETRY_AFTER_S = 1
 STREAM_REQUESTS = 64  # of one stream at once; beyond them it is read on when the first of them has been answered
 
@@ -99,10 +99,8 @@ class Calls:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        told = _filled(meaning.server_metadata(), pb.ServerMetadataResponse())
-        if self._regions.own.offered and SHARED_MEMORY not in told.extensions:
-            told.extensions.append(SHARED_MEMORY)
-        return told
+        metadata = meaning.server_metadata(shared_memory=self._regions.own.offered)
+        return _filled(metadata, pb.ServerMetadataResponse())
 
     async def _model_metadata(self, asked: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         model = self._model(asked.name, asked.version)
@@ -121,9 +119,8 @@ class Calls:
         return told
 
     async def _repository_index(self, asked: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        index = meaning.repository_index(self._service)
-        models = [each for each in index if each["state"] == "READY" or not asked.ready]
-        return _filled({"models": models}, pb.RepositoryIndexResponse())
+        index = meaning.repository_index(self._service, only_ready=asked.ready)
+        return _filled({"models": index}, pb.RepositoryIndexResponse())
 
     async def _repository_model_load(self, asked: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
         await self._service.load(asked.model_name, dict(asked.parameters))
@@ -159,7 +156,7 @@ class Calls:
         return pb.CudaSharedMemoryStatusResponse()
 
     async def _cuda_register(self, _: pb.CudaSharedMemoryRegisterRequest) -> pb.CudaSharedMemoryRegisterResponse:
-        raise NotOffered("this server takes no CUDA memory of clients; send tensors raw, or in system shared memory")
+        raise NotOffered(NO_CUDA_MEMORY)
 
     async def _cuda_unregister(self, _: pb.CudaSharedMemoryUnregisterRequest) -> pb.CudaSharedMemoryUnregisterResponse:
         return pb.CudaSharedMemoryUnregisterResponse()  # perf_analyzer begins with it, whatever there is

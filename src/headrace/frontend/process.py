@@ -121,7 +121,7 @@ class _Frontend:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        front = make_front(self._service, self._job.http, self._job.access)
+        front = make_front(self._service, self._regions, self._job.http, self._job.access)
         add_pages(front.routes, Observer(self._service, GpuWatch(read_gpu(self._job.device))))
         await front.start(self._job.listener)
         if self._job.grpc_address is not None:

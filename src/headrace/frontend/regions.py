@@ -28,6 +28,7 @@ LARGEST_OFFSET = 2**63 - 1  # of a file
 UNDER_WAY = 4  # changes of a frontend at once: fewer than its pipe holds, so that nobody waits to be heard
 # Names that this process, PyTorch and multiprocessing give to memory of their own: no client has a use for it.
 OUR_PREFIXES = ("headrace", "torch_", "sem.")
+NO_CUDA_MEMORY = "this server takes no CUDA memory of clients; send tensors raw, or in system shared memory"
 
 
 class Regions:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SERVER_NAME = "headrace"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+SHARED_MEMORY = "system_shared_memory"  # Triton's name of the extension
 PLATFORM = "pytorch"
 BACKEND = "headrace"
 
@@ -240,19 +241,22 @@ def failure_kind(error: BaseException) -> str:
     return next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), "cancelled")
 
 
-def server_metadata() -> dict[str, object]:
-    return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+def server_metadata(*, shared_memory: bool) -> dict[str, object]:
+    """Return the protocol's server metadata; `shared_memory`: clients may name regions."""
+    extensions = [*EXTENSIONS, SHARED_MEMORY] if shared_memory else list(EXTENSIONS)
+    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
-def repository_index(service: Service) -> list[dict[str, str]]:
-    """Return every version of every model, with its state and, if it is not ready, why."""
+def repository_index(service: Service, *, only_ready: bool = False) -> list[dict[str, str]]:
+    """Return every version of every model, or those that are ready, with its state and, if it is not ready, why."""
     index = []
     for name in service.names:
         links = service.links.get(name, {})
         told = {status.version: status for status in service.statuses if status.name == name}
         for version in sorted({*told, *links}, key=int) or [""]:
             state, reason = _state(version in links and not service.draining, told.get(version))
-            index.append({"name": name, "version": version, "state": state, "reason": reason})
+            if state == "READY" or not only_ready:
+                index.append({"name": name, "version": version, "state": state, "reason": reason})
     return index
 
 
@@ -299,9 +303,10 @@ def all_statistics(totals: Ledger) -> dict[str, object]:
 
 
 def _statistics(model: ModelTotals) -> dict[str, object]:
-    """Copies and model run as one, so both copies are in compute_infer, and nothing is counted of them.
+    """Copies and model run as one, so both copies are in compute_infer, and take 0 ns by themselves.
 
-    Of a batch that failed in part, only the part that was answered counts. Source: Triton's statistics extension.
+    The three are counted alike: perf_analyzer ends where they differ. Of a batch that failed in part, only the part
+    that was answered counts. Source: Triton's statistics extension.
     """
     return {
         "name": model.name,
@@ -313,18 +318,18 @@ def _statistics(model: ModelTotals) -> dict[str, object]:
             "success": _duration(model.requests, model.request_ns),
             "fail": _duration(sum(model.failure_count.values()), sum(model.failure_ns.values())),
             "queue": _duration(model.requests, model.stage_ns["queue"]),
-            "compute_input": _duration(0, 0),
+            "compute_input": _duration(model.requests, 0),
             "compute_infer": _duration(model.requests, model.stage_ns["compute"]),
-            "compute_output": _duration(0, 0),
+            "compute_output": _duration(model.requests, 0),
             "cache_hit": _duration(0, 0),
             "cache_miss": _duration(0, 0),
         },
         "batch_stats": [
             {
                 "batch_size": BATCH_ROWS.name(index),
-                "compute_input": _duration(0, 0),
+                "compute_input": _duration(round(count), 0),
                 "compute_infer": _duration(round(count), round(model.batch_ns[index])),
-                "compute_output": _duration(0, 0),
+                "compute_output": _duration(round(count), 0),
             }
             for index, count in enumerate(model.batch_counts)
             if count

@@ -1,14 +1,14 @@
 """KServe v2 over HTTP: requests to tensors' bytes and back, as JSON and with the binary extension.
 
 Tensors travel as raw little-endian bytes, row-major, whatever form they came in; nothing here knows torch. Source: Open
-Inference Protocol (required API) and Triton's binary tensor data extension.
+Inference Protocol (required API) and Triton's binary tensor data and shared memory extensions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,8 +17,11 @@ import numpy as np
 from headrace.errors import InvalidRequest
 from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import BINARY_ONLY, FROM_DTYPE, numpy_dtype
+from headrace.wire.match import common_rows, matched, output_places, require_bytes
+from headrace.wire.places import REGION, RegionPlace, region_place
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+BINARY_SIZE = "binary_data_size"
 MAX_TIMEOUT_US = 2**53 // 1000  # nanoseconds that every JSON number holds: 104 days
 MAX_PRIORITY = 2**31 - 1
 SHOWN = 80  # characters of a client's value in a message
@@ -30,29 +33,31 @@ ERROR_CLASS = "Headrace-Error"  # of `headrace.errors`: our own client raises it
 class WantedOutput:
     name: str
     binary: bool
+    place: RegionPlace | None = None  # where it is to be written; None: into the response
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request. Inputs are numbered in the model's order; each is in exactly one of `inline` and `binary`."""
+    """A decoded request. Inputs are numbered in the model's order; each is in one of `inline`, `binary`, `regions`."""
 
     id: str | None
     rows: int
     inline: Mapping[int, memoryview]  # raw bytes of inputs that came as JSON
     binary: tuple[int, ...]  # inputs whose raw bytes follow the JSON, one after the other in this order
     outputs: tuple[WantedOutput, ...]
+    regions: Mapping[int, RegionPlace] = field(default_factory=dict)  # inputs in the client's shared memory
     timeout_us: int = 0  # 0: no limit
     priority: int = 0  # 0: not given
 
-    def gather(self, tail: memoryview, inputs: Sequence[TensorSpec]) -> list[memoryview]:
-        """Return all inputs' raw bytes, in the model's order; `tail` is what followed the JSON."""
+    def gather(self, tail: memoryview, inputs: Sequence[TensorSpec]) -> dict[int, memoryview]:
+        """Return the raw bytes of all inputs that came with the request; `tail` is what followed the JSON."""
         data = dict(self.inline)
         at = 0
         for number in self.binary:
             size = self.rows * inputs[number].row_bytes
             data[number] = tail[at : at + size]
             at += size
-        return [data[number] for number in range(len(inputs))]
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +99,24 @@ def decode(
     Raises InvalidRequest, naming the field, the value and the limit.
     """
     request = _parsed(json)
-    given = _by_name(request.inputs, inputs)
-    _require_binary_sizes(request.inputs, tail_bytes, {spec.name: spec for spec in inputs})
-    rows = {given[spec.name].shape[0] for spec in inputs}
-    if len(rows) != 1:
-        raise InvalidRequest(f"the inputs have {' and '.join(map(str, sorted(rows)))} rows; all need the same number")
+    given = matched(request.inputs, inputs)
+    sources = {name: _source(tensor) for name, tensor in given.items()}
+    binary = [tensor for tensor in request.inputs if sources[tensor.name] == BINARY_SIZE]
+    _require_binary_sizes(binary, tail_bytes, {spec.name: spec for spec in inputs})
+    rows = common_rows(given.values())
     numbers = {spec.name: number for number, spec in enumerate(inputs)}
     return InferRequest(
         id=request.id or None,  # perf_analyzer sends "id": ""
-        rows=rows.pop(),
+        rows=rows,
         inline={
             number: _from_json(given[spec.name], spec)
             for number, spec in enumerate(inputs)
-            if not _is_binary(given[spec.name])
+            if sources[spec.name] == "data"
         },
-        binary=tuple(numbers[tensor.name] for tensor in request.inputs if _is_binary(tensor)),
+        binary=tuple(numbers[tensor.name] for tensor in binary),
+        regions={
+            number: _place(given[spec.name], spec) for number, spec in enumerate(inputs) if sources[spec.name] == REGION
+        },
         outputs=_wanted(request, outputs),
         timeout_us=_whole_number(request, "timeout", MAX_TIMEOUT_US),
         priority=_whole_number(request, "priority", MAX_PRIORITY),
@@ -142,7 +150,11 @@ def json_bytes(header_bytes: int | None, body_bytes: int) -> int:
 def encode(
     request: InferRequest, model: str, version: str, outputs: Mapping[str, memoryview], specs: Sequence[TensorSpec]
 ) -> Encoded:
-    """Write the response: `outputs` are raw bytes by name, of `request.rows` rows each."""
+    """Write the response: `outputs` are raw bytes by name, of `request.rows` rows each.
+
+    Outputs in regions are named with their shape and no parameters: perf_analyzer ends where there are any without
+    binary_data_size.
+    """
     by_name = {spec.name: spec for spec in specs}
     told = []
     tail = []
@@ -153,10 +165,10 @@ def encode(
             "datatype": FROM_DTYPE[spec.dtype],
             "shape": [request.rows, *spec.features],
         }
-        if wanted.binary or FROM_DTYPE[spec.dtype] in BINARY_ONLY:
-            tensor["parameters"] = {"binary_data_size": len(data)}
+        if wanted.place is None and (wanted.binary or FROM_DTYPE[spec.dtype] in BINARY_ONLY):
+            tensor["parameters"] = {BINARY_SIZE: len(data)}
             tail.append(data)
-        else:
+        elif wanted.place is None:
             tensor["data"] = np.frombuffer(data, numpy_dtype(spec.dtype)).tolist()
         told.append(tensor)
     head: dict[str, object] = {"model_name": model, "model_version": version, "outputs": told}
@@ -194,61 +206,46 @@ def _shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _by_name(given: Sequence[_Input], specs: Sequence[TensorSpec]) -> dict[str, _Input]:
-    names = [tensor.name for tensor in given]
-    wanted = [spec.name for spec in specs]
-    if sorted(names) != sorted(wanted):
-        raise InvalidRequest(f"inputs {', '.join(names) or 'none'} were given; the model takes {', '.join(wanted)}")
-    return {tensor.name: tensor for tensor in given}
+def _source(tensor: _Input) -> str:
+    """Return what says where an input's data is. Raises InvalidRequest unless exactly one thing does."""
+    sources = [name for name in (BINARY_SIZE, REGION) if name in tensor.parameters]
+    if tensor.data is not None:
+        sources.append("data")
+    if len(sources) != 1:
+        raise InvalidRequest(
+            f"input {tensor.name} has {' and '.join(sources) or 'no data'}; send one of data, {BINARY_SIZE} and"
+            f" {REGION}"
+        )
+    return sources[0]
 
 
-def _is_binary(tensor: _Input) -> bool:
-    return "binary_data_size" in tensor.parameters
-
-
-def _require_binary_sizes(given: Sequence[_Input], tail_bytes: int, specs: Mapping[str, TensorSpec]) -> None:
-    """Check each input's type and shape, and that the binary ones take up what follows the JSON."""
+def _require_binary_sizes(binary: Sequence[_Input], tail_bytes: int, specs: Mapping[str, TensorSpec]) -> None:
+    """Check that the binary inputs take up what follows the JSON."""
     at = 0
-    for tensor in given:
-        spec = specs[tensor.name]
-        _require_match(tensor, spec)
-        if not _is_binary(tensor):
-            continue
-        if tensor.data is not None:
-            raise InvalidRequest(f"input {tensor.name} has both data and binary_data_size; send one")
-        needed = tensor.shape[0] * spec.row_bytes
-        size = tensor.parameters["binary_data_size"]
+    for tensor in binary:
+        needed = tensor.shape[0] * specs[tensor.name].row_bytes
+        size = tensor.parameters[BINARY_SIZE]
         if type(size) is not int or size != needed or at + size > tail_bytes:
             raise InvalidRequest(
-                f"input {tensor.name} has binary_data_size {_shown(size)}; its shape needs {needed} bytes, and"
+                f"input {tensor.name} has {BINARY_SIZE} {_shown(size)}; its shape needs {needed} bytes, and"
                 f" {tail_bytes - at} are left in the body"
             )
         at += size
     if at != tail_bytes:
-        raise InvalidRequest(f"{tail_bytes - at} bytes of the body belong to no input; binary_data_size must cover all")
+        raise InvalidRequest(f"{tail_bytes - at} bytes of the body belong to no input; {BINARY_SIZE} must cover all")
 
 
-def _require_match(tensor: _Input, spec: TensorSpec) -> None:
-    datatype = FROM_DTYPE[spec.dtype]
-    if tensor.datatype == "BYTES":
-        raise InvalidRequest(f"input {tensor.name} is BYTES, and models here take numbers only; send {datatype}")
-    if tensor.datatype != datatype:
-        raise InvalidRequest(f"input {tensor.name} has datatype {tensor.datatype}; the model takes {datatype}")
-    if len(tensor.shape) != len(spec.features) + 1 or tuple(tensor.shape[1:]) != spec.features or tensor.shape[0] < 1:
-        wanted = ", ".join(["rows", *map(str, spec.features)])
-        raise InvalidRequest(
-            f"input {tensor.name} has shape {tensor.shape}; the model takes [{wanted}], rows at least 1"
-        )
-    if "shared_memory_region" in tensor.parameters:
-        raise InvalidRequest(f"input {tensor.name} names a shared memory region; this server offers none")
+def _place(tensor: _Input, spec: TensorSpec) -> RegionPlace:
+    place = region_place(f"input {tensor.name}", tensor.parameters)
+    assert place is not None
+    require_bytes(tensor, place.byte_size, tensor.shape[0] * spec.row_bytes, REGION)
+    return place
 
 
 def _from_json(tensor: _Input, spec: TensorSpec) -> memoryview:
     datatype = FROM_DTYPE[spec.dtype]
     if datatype in BINARY_ONLY:
         raise InvalidRequest(f"input {tensor.name} is {datatype}, which JSON cannot carry; send it as binary data")
-    if tensor.data is None:
-        raise InvalidRequest(f"input {tensor.name} has neither data nor binary_data_size")
     needed = math.prod(tensor.shape)
     try:
         given = np.asarray(tensor.data)
@@ -268,15 +265,12 @@ _JSON_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # of the model's dty
 
 
 def _wanted(request: _Request, outputs: Sequence[TensorSpec]) -> tuple[WantedOutput, ...]:
-    names = [spec.name for spec in outputs]
     binary = bool(request.parameters.get("binary_data_output", False))
-    if not request.outputs:
-        return tuple(WantedOutput(name, binary) for name in names)
-    wanted = []
-    for output in request.outputs:
-        if output.name not in names:
-            raise InvalidRequest(f"output {output.name} was asked for; the model gives {', '.join(names)}")
-        if "classification" in output.parameters or "shared_memory_region" in output.parameters:
-            raise InvalidRequest(f"output {output.name}: classification and shared memory are not offered")
-        wanted.append(WantedOutput(output.name, bool(output.parameters.get("binary_data", binary))))
-    return tuple(wanted)
+    asked = request.outputs
+    if not asked:
+        return tuple(WantedOutput(spec.name, binary) for spec in outputs)
+    places = output_places(((output.name, output.parameters) for output in asked), outputs)
+    return tuple(
+        WantedOutput(output.name, bool(output.parameters.get("binary_data", binary)), found.place)
+        for output, found in zip(asked, places, strict=True)
+    )

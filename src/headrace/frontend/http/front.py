@@ -12,22 +12,25 @@ from headrace.frontend.auth import Tokens
 from headrace.frontend.http.connection import Answerer, Connection, turn_away
 from headrace.frontend.http.infer import Infer
 from headrace.frontend.http.routes import Routes, add_protocol
+from headrace.frontend.http.shared_memory import add_shared_memory
 from headrace.frontend.http.stream import Stream
 from headrace.frontend.tls import server_context
 
 if TYPE_CHECKING:
+    from headrace.frontend.regions import SharedRegions
     from headrace.frontend.service import Service
     from headrace.frontend_job import AccessSettings, HttpSettings
 
 BACKLOG = 1024
 
 
-def make_front(service: Service, settings: HttpSettings, access: AccessSettings) -> Front:
+def make_front(service: Service, regions: SharedRegions, settings: HttpSettings, access: AccessSettings) -> Front:
     """Return the front, whose `routes` may be added to. Raises InvalidOption for files that `access` names."""
     routes = Routes()
-    add_protocol(routes, service)
+    add_protocol(routes, service, shared_memory=regions.own.offered)
+    add_shared_memory(routes, regions)
     tokens = Tokens.read(access.token_file) if access.token_file is not None else None
-    shared = Answerer(settings, routes, Infer(service, settings.max_body_bytes), tokens)
+    shared = Answerer(settings, routes, Infer(service, regions.own, settings.max_body_bytes), tokens)
     return Front(shared, access)
 
 

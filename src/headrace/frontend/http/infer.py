@@ -7,6 +7,7 @@ beyond, bodies are received into memory of our own and answers copied out first,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.control import ServedModel
     from headrace.frontend.http.connection import Exchange
     from headrace.frontend.link import Call
+    from headrace.frontend.regions import Regions, Window
     from headrace.frontend.service import Service
 
 BINARY = ("Content-Type", "application/octet-stream")
@@ -42,8 +44,9 @@ class Wanted:
 class Infer:
     """POST .../infer."""
 
-    def __init__(self, service: Service, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, regions: Regions, max_body_bytes: int) -> None:
         self._service = service
+        self._regions = regions
         self._max_body_bytes = max_body_bytes
 
     def wanted(self, method: str, path: str) -> Wanted | None:
@@ -99,26 +102,46 @@ class Infer:
 
     async def _straight(self, model: ServedModel, request: v2.InferRequest, exchange: Exchange) -> None:
         with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
+            windows = self._open_regions(model, request, call)
             for number, data in request.inline.items():
                 call.input(number)[:] = data
             for number in request.binary:
                 await exchange.body.fill(call.input(number))
-            reply = await self._computed(model, request, call, exchange)
+            reply = await self._computed(model, request, call, windows, exchange)
         await exchange.send(reply)
 
     async def _copied(self, model: ServedModel, request: v2.InferRequest, tail: memoryview, exchange: Exchange) -> None:
         with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
-            for number, data in enumerate(request.gather(tail, model.inputs)):
+            windows = self._open_regions(model, request, call)
+            for number, data in request.gather(tail, model.inputs).items():
                 call.input(number)[:] = data
-            reply = await self._computed(model, request, call, exchange)
+            reply = await self._computed(model, request, call, windows, exchange)
         await exchange.send(reply)
 
+    def _open_regions(self, model: ServedModel, request: v2.InferRequest, call: Call) -> dict[str, Window]:
+        """Read the inputs that lie in regions; return where outputs go, by name. Raises InvalidRequest, NotOffered."""
+        windows = {}
+        for wanted in request.outputs:
+            if wanted.place is not None:
+                spec = next(spec for spec in model.outputs if spec.name == wanted.name)
+                windows[wanted.name] = self._regions.output(wanted.place, request.rows * spec.row_bytes)
+        for number, place in request.regions.items():
+            self._regions.read(place, call.input(number))
+        return windows
+
     async def _computed(
-        self, model: ServedModel, request: v2.InferRequest, call: Call, exchange: Exchange
+        self,
+        model: ServedModel,
+        request: v2.InferRequest,
+        call: Call,
+        windows: Mapping[str, Window],
+        exchange: Exchange,
     ) -> Reply | None:
         """Await the answer; send it from the rows where it is large and they are ample, else return it, copied."""
         await call.answer()
         outputs = {spec.name: call.output(number) for number, spec in enumerate(model.outputs)}
+        for name, window in windows.items():
+            window.write(outputs[name])
         answer = v2.encode(request, model.name, model.version, outputs, model.outputs)
         headers = (BINARY, (v2.HEADER_LENGTH, str(len(answer.json)))) if answer.tensors else (JSON,)
         reply = Reply(200, headers, answer.json, answer.tensors)

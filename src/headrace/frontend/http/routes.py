@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -78,9 +78,9 @@ def method_not_allowed(method: str, path: str, allowed: set[str]) -> Refused:
     return Refused(405, text, (("Allow", ", ".join(words)),))
 
 
-def add_protocol(routes: Routes, service: Service) -> None:
-    """Add the KServe v2 protocol's small calls."""
-    told = _Told(service)
+def add_protocol(routes: Routes, service: Service, *, shared_memory: bool) -> None:
+    """Add the KServe v2 protocol's small calls; `shared_memory`: clients may name regions."""
+    told = _Told(service, shared_memory)
     routes.add("GET", "/v2/models/stats", told.all_statistics)  # before a model of that name
     for model in (MODEL, VERSION):
         routes.add("GET", model, told.model_metadata)
@@ -94,12 +94,6 @@ def add_protocol(routes: Routes, service: Service) -> None:
     routes.add("POST", "/v2/repository/index", told.repository_index)
     routes.add("POST", "/v2/repository/models/{name}/load", told.load)
     routes.add("POST", "/v2/repository/models/{name}/unload", told.unload)
-    # Asked for by perf_analyzer before it begins, also of servers that offer no shared memory.
-    for kind in ("system", "cuda"):
-        regions = f"/v2/{kind}sharedmemory"
-        routes.add("POST", regions + "/unregister", told.nothing)
-        routes.add("POST", regions + "/region/{region}/unregister", told.nothing)
-        routes.add("GET", regions + "/status", told.no_regions)
 
 
 def add_pages(routes: Routes, observer: Observer) -> None:
@@ -120,21 +114,30 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, object] = {}
 
 
-def _control_parameters(body: bytes) -> dict[str, object]:
+class _IndexBody(msgspec.Struct):
+    ready: bool = False  # only versions that are
+
+
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+
+
+def read_json(body: bytes, kind: type[BodyT], name: str) -> BodyT:
+    """Read a body of a small call; none at all is as good as {}. Raises InvalidRequest, naming the field."""
     try:
-        return msgspec.json.decode(body or b"{}", type=_ControlBody).parameters
+        return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is no load or unload request: {error}") from error
+        raise InvalidRequest(f"the body is no {name} request: {error}") from error
 
 
 class _Told:
     """What the service means, as replies."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, shared_memory: bool) -> None:
         self._service = service
+        self._shared_memory = shared_memory
 
     def server_metadata(self, _parameters: Parameters, _body: bytes) -> Reply:
-        return json_reply(meaning.server_metadata())
+        return json_reply(meaning.server_metadata(shared_memory=self._shared_memory))
 
     def nothing(self, _parameters: Parameters, _body: bytes) -> Reply:
         return Reply()
@@ -159,19 +162,17 @@ class _Told:
     def all_statistics(self, _parameters: Parameters, _body: bytes) -> Reply:
         return json_reply(meaning.all_statistics(self._service.totals))
 
-    def repository_index(self, _parameters: Parameters, _body: bytes) -> Reply:
-        return json_reply(meaning.repository_index(self._service))
+    def repository_index(self, _parameters: Parameters, body: bytes) -> Reply:
+        asked = read_json(body, _IndexBody, "repository index")
+        return json_reply(meaning.repository_index(self._service, only_ready=asked.ready))
 
     async def load(self, parameters: Parameters, body: bytes) -> Reply:
-        await self._service.load(parameters["name"], _control_parameters(body))
+        await self._service.load(parameters["name"], read_json(body, _ControlBody, "load or unload").parameters)
         return Reply()
 
     async def unload(self, parameters: Parameters, body: bytes) -> Reply:
-        await self._service.unload(parameters["name"], _control_parameters(body))
+        await self._service.unload(parameters["name"], read_json(body, _ControlBody, "load or unload").parameters)
         return Reply()
-
-    def no_regions(self, _parameters: Parameters, _body: bytes) -> Reply:
-        return json_reply([])
 
     def _model(self, parameters: Parameters) -> ServedModel:
         return self._service.model(parameters["name"], parameters.get("version"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE, numpy_dtype
 from headrace.wire.grpc import frame
 from headrace.wire.grpc import inference_pb2 as pb
+from headrace.wire.match import OutputPlace, common_rows, matched, output_places, require_bytes
 from headrace.wire.places import BYTE_SIZE, OFFSET, REGION, RegionPlace, region_place
 
 if TYPE_CHECKING:
@@ -58,12 +58,6 @@ class Parsed:
     raw: tuple[memoryview, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WantedOutput:
-    number: int  # in the model's order
-    place: RegionPlace | None  # where it is to be written; None: into the response
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
     """A decoded request: each of the model's inputs in the model's order, as raw bytes or where they lie."""
@@ -71,7 +65,7 @@ class InferRequest:
     id: str
     rows: int
     inputs: tuple[memoryview | RegionPlace, ...]
-    outputs: tuple[WantedOutput, ...]
+    outputs: tuple[OutputPlace, ...]
     timeout_us: int  # 0: none was given
     priority: int
 
@@ -104,21 +98,16 @@ def parse(message: bytes) -> Parsed:
 def decode(parsed: Parsed, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
     """Read a request for a model of these tensors. Raises InvalidRequest, naming the field, the value and the limit."""
     message = parsed.message
-    parameters = {key: _value(parameter) for key, parameter in message.parameters.items()}
+    parameters = _values(message.parameters)
     sequence = [name for name in parameters if name.startswith("sequence_")]
     if sequence:
         raise InvalidRequest(f"parameter {sequence[0]}: the model keeps no state between requests; leave it out")
-    given = _by_name(message.inputs, inputs)
-    for spec in inputs:
-        _require_match(given[spec.name], spec)
-    rows = {given[spec.name].shape[0] for spec in inputs}
-    if len(rows) != 1:
-        raise InvalidRequest(f"the inputs have {' and '.join(map(str, sorted(rows)))} rows; all need the same number")
+    rows = common_rows(matched(message.inputs, inputs).values())
     specs = {spec.name: spec for spec in inputs}
     data = dict(zip((tensor.name for tensor in message.inputs), _tensors(parsed, specs), strict=True))
     return InferRequest(
         id=message.id,
-        rows=rows.pop(),
+        rows=rows,
         inputs=tuple(data[spec.name] for spec in inputs),
         outputs=tuple(_wanted(message, outputs)),
         timeout_us=min(_whole(parameters, "timeout"), LONGEST_TIMEOUT_US),
@@ -161,31 +150,15 @@ def _value(parameter: pb.InferParameter) -> object:
     return None if chosen is None else getattr(parameter, chosen)
 
 
+def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object]:
+    return {key: _value(parameter) for key, parameter in parameters.items()}
+
+
 def _whole(parameters: Mapping[str, object], name: str) -> int:
     value = parameters.get(name, 0)
     if type(value) is not int or value < 0:
         raise InvalidRequest(f"parameter {name} is {value!r}; it must be a whole number, at least 0")
     return value
-
-
-def _by_name(given: Sequence[InputTensor], specs: Sequence[TensorSpec]) -> dict[str, InputTensor]:
-    names = [tensor.name for tensor in given]
-    wanted = [spec.name for spec in specs]
-    if sorted(names) != sorted(wanted):
-        raise InvalidRequest(f"inputs {', '.join(names) or 'none'} were given; the model takes {', '.join(wanted)}")
-    return {tensor.name: tensor for tensor in given}
-
-
-def _require_match(tensor: InputTensor, spec: TensorSpec) -> None:
-    datatype = FROM_DTYPE[spec.dtype]
-    if tensor.datatype != datatype:
-        raise InvalidRequest(f"input {tensor.name} has datatype {tensor.datatype}; the model takes {datatype}")
-    shape = tuple(tensor.shape)
-    if len(shape) != len(spec.features) + 1 or shape[1:] != spec.features or shape[0] < 1:
-        wanted = ", ".join(["rows", *map(str, spec.features)])
-        raise InvalidRequest(
-            f"input {tensor.name} has shape {list(shape)}; the model takes [{wanted}], rows at least 1"
-        )
 
 
 def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memoryview | RegionPlace]:
@@ -195,14 +168,14 @@ def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memory
     for tensor in parsed.message.inputs:
         spec = specs[tensor.name]
         needed = tensor.shape[0] * spec.row_bytes
-        place = region_place(f"input {tensor.name}", {key: _value(each) for key, each in tensor.parameters.items()})
+        place = region_place(f"input {tensor.name}", _values(tensor.parameters))
         if tensor.HasField("contents") and (parsed.raw or place):
             raise InvalidRequest(
                 f"input {tensor.name} has contents, and the request raw_input_contents or the input a region; send its"
                 " data once, and all of a request's tensors raw or none"
             )
         if place is not None:
-            _require_bytes(tensor, place.byte_size, needed, REGION)
+            require_bytes(tensor, place.byte_size, needed, REGION)
             yield place
         elif parsed.raw:
             data = next(raw, None)
@@ -212,19 +185,12 @@ def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memory
                     " is not in shared memory needs one"
                 )
             taken += 1
-            _require_bytes(tensor, len(data), needed, "raw_input_contents")
+            require_bytes(tensor, len(data), needed, "raw_input_contents")
             yield data
         else:
             yield _from_contents(tensor, spec, needed)
     if taken != len(parsed.raw):
         raise InvalidRequest(f"there are {len(parsed.raw)} raw_input_contents for {taken} inputs; send one for each")
-
-
-def _require_bytes(tensor: InputTensor, given: int, needed: int, where: str) -> None:
-    if given != needed:
-        raise InvalidRequest(
-            f"input {tensor.name} has {given} bytes in {where}; its shape {list(tensor.shape)} needs {needed}"
-        )
 
 
 def _from_contents(tensor: InputTensor, spec: TensorSpec, needed: int) -> memoryview:
@@ -248,18 +214,7 @@ def _from_contents(tensor: InputTensor, spec: TensorSpec, needed: int) -> memory
     return memoryview(values.tobytes())
 
 
-def _wanted(message: pb.ModelInferRequest, outputs: Sequence[TensorSpec]) -> Iterator[WantedOutput]:
-    names = [spec.name for spec in outputs]
+def _wanted(message: pb.ModelInferRequest, outputs: Sequence[TensorSpec]) -> list[OutputPlace]:
     if not message.outputs:
-        yield from (WantedOutput(number, None) for number in range(len(names)))
-    asked = sorted(output.name for output in message.outputs)
-    twice = [first for first, second in pairwise(asked) if first == second]
-    if twice:
-        raise InvalidRequest(f"output {twice[0]} was asked for more than once; ask for each once")
-    for output in message.outputs:
-        if output.name not in names:
-            raise InvalidRequest(f"output {output.name} was asked for; the model gives {', '.join(names)}")
-        if "classification" in output.parameters:
-            raise InvalidRequest(f"output {output.name}: classification is not offered; ask for the tensor")
-        parameters = {key: _value(parameter) for key, parameter in output.parameters.items()}
-        yield WantedOutput(names.index(output.name), region_place(f"output {output.name}", parameters))
+        return [OutputPlace(number, None) for number in range(len(outputs))]
+    return output_places(((output.name, _values(output.parameters)) for output in message.outputs), outputs)
