@@ -42,10 +42,10 @@ _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 _OWN_FILE = __file__
 
 
-def images(image_size: int) -> tuple[Tensor]:
-    """Return a small batch of noise as most image models take it: float32 [2, 3, image_size, image_size]."""
+def images(image_size: int, rows: int = 2) -> tuple[Tensor]:
+    """Return a batch of noise as most image models take it: float32 [rows, 3, image_size, image_size]."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(2, 3, image_size, image_size, generator=generator),)
+    return (torch.randn(rows, 3, image_size, image_size, generator=generator),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
