@@ -11,14 +11,13 @@ import torch
 
 from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
-from headrace.config import ServedModelConfig
 from headrace.control import BackendReady, ServedModel
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_source
 from headrace.model.optimise import accuracy_rows, measure_error, optimise, require_accuracy, tolerance
 from headrace.model.signature import FlatModel, signature_of
-from headrace.model.source import Example, ModelSource, images, resolve
+from headrace.model.source import Example, resolve
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
 from headrace.processes import become_child, failures_reported
@@ -47,7 +46,9 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     example = source.example_inputs(served.image_size)
     optimised = optimise(model, optimise_config(served.lanes, served.model.precision, None, device.torch_device))
     there = _on(example, device.torch_device)
-    report = measure_error(optimised.module, model, _on(_tried(source, example, served), device.torch_device))
+    rows = accuracy_rows(served.model.precision)
+    tried = source.more_inputs(served.image_size, rows) if served.model.precision in ("int8", "fp8") else example
+    report = measure_error(optimised.module, model, _on(tried, device.torch_device))
     require_accuracy(report, served.model.precision)
     signature = signature_of(optimised.module, there)
     lanes = LaneBuilder(
@@ -80,14 +81,6 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     ]
     job.control.send(BackendReady(told, tuple(notes)))
     dispatcher.answer(arrivals, spin=served.lanes.spin and device.torch_device.type == "cuda")
-
-
-def _tried(source: ModelSource, example: Example, served: ServedModelConfig) -> Example:
-    """Return what the error is measured on: the example, or more where 8 bits ask for it and it is our own noise."""
-    precision = served.model.precision
-    if precision in ("int8", "fp8") and source.example_inputs is images:
-        return images(served.image_size, accuracy_rows(precision))
-    return example
 
 
 def _on(example: Example, device: torch.device) -> Example:

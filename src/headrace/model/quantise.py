@@ -1,7 +1,7 @@
 """Linear layers in 8 bits, through torchao: weights once, inputs at every call, each row with a scale of its own.
 
-torchao is an optional package, imported when a precision asks for it. On its import and its first layer it sets
-TorchInductor's options of the process to what it recommends for such models.
+torchao is an optional package, imported when a precision asks for it. With the first layer it sets TorchInductor's
+options of the whole process to what it recommends for such models, which also makes compiling take longer.
 """
 
 from __future__ import annotations

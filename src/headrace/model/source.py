@@ -62,6 +62,10 @@ class ModelSource:
     build: Callable[[], nn.Module]
     example_inputs: Callable[[int], Example] = images
 
+    def more_inputs(self, image_size: int, rows: int) -> Example:
+        """Return so many rows where they are noise made here; else what `example_inputs` gives."""
+        return images(image_size, rows) if self.example_inputs is images else self.example_inputs(image_size)
+
 
 def resolve(name: str) -> ModelSource:
     """Return what `name` means; imports the user's module or file, but does not call it yet.
