@@ -19,6 +19,8 @@ from headrace.errors import InvalidOption
             RunConfig(design=DesignConfig(num_workers=2), model=ModelConfig(compile=True)),
             "--compile with --num-workers 2: torch.compile is not thread-safe .* --no-compile",
         ),
+        (RunConfig(model=ModelConfig(precision="int8")), "--precision int8: the published designs compute float32"),
+        (RunConfig(model=ModelConfig(precision="fp8")), "--precision fp8: .* use --design lanes, or tf32"),
         (RunConfig(inputs=InputConfig(batch_size=0)), "--batch-size 0"),
         (RunConfig(inputs=InputConfig(image_size=8)), "--image-size 8: must be 32 to 4096"),
         (RunConfig(inputs=InputConfig(distinct_images=0)), "--distinct-images 0"),
@@ -44,8 +46,9 @@ def test_refused(config, words):
         RunConfig(),
         RunConfig(design=DesignConfig(num_workers=4)),
         RunConfig(design=DesignConfig(name="original"), model=ModelConfig(compile=True)),
+        RunConfig(design=DesignConfig(name="lanes"), model=ModelConfig(precision="int8")),
     ],
-    ids=["defaults", "four workers", "compiled with one worker"],
+    ids=["defaults", "four workers", "compiled with one worker", "lanes in int8"],
 )
 def test_accepted(config):
     config.validate()

@@ -29,6 +29,9 @@ def right_answers() -> np.ndarray:
         ("cuda", "float32", True, 1e-3),
         ("cuda", "tf32", False, 1e-2),
         ("cuda", "tf32", True, 1e-2),
+        ("cuda", "bf16", True, 5e-2),
+        ("cpu", "int8", False, 1e-1),
+        ("cuda", "fp8", True, 2.5e-1),
     ],
 )
 def test_tolerance(device, precision, compiled, expected):

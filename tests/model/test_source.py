@@ -169,3 +169,14 @@ def test_a_file_is_run_once_for_its_model_and_its_examples(tmp_path):
     text = "\nmade = []\ndef example_inputs():\n    made.append(1)\n    return torch.zeros(len(made), 1)\n"
     source = resolve(f"{write(tmp_path, GOOD + text)}:make")
     assert [len(source.example_inputs(1)[0]) for _ in range(2)] == [1, 2]
+
+
+def test_more_rows_are_made_where_they_are_our_own_noise():
+    (noise,) = resolve("resnet18").more_inputs(48, 128)
+    assert noise.shape == (128, 3, 48, 48)
+
+
+def test_a_modules_own_example_is_all_there_is(tmp_path):
+    text = "\ndef example_inputs():\n    return torch.zeros(4, 5)\n"
+    (given,) = resolve(f"{write(tmp_path, GOOD + text)}:make").more_inputs(48, 128)
+    assert given.shape == (4, 5)

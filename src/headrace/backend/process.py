@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
@@ -16,9 +15,9 @@ from headrace.control import BackendReady, ServedModel
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_source
-from headrace.model.optimise import measure_error, optimise, require_accuracy, tolerance
+from headrace.model.optimise import accuracy_rows, measure_error, optimise, require_accuracy, tolerance
 from headrace.model.signature import FlatModel, signature_of
-from headrace.model.source import resolve
+from headrace.model.source import Example, resolve
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
 from headrace.processes import become_child, failures_reported
@@ -47,7 +46,9 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     example = source.example_inputs(served.image_size)
     optimised = optimise(model, optimise_config(served.lanes, served.model.precision, None, device.torch_device))
     there = _on(example, device.torch_device)
-    report = measure_error(optimised.module, model, there)
+    rows = accuracy_rows(served.model.precision)
+    tried = source.more_inputs(served.image_size, rows) if served.model.precision in ("int8", "fp8") else example
+    report = measure_error(optimised.module, model, _on(tried, device.torch_device))
     require_accuracy(report, served.model.precision)
     signature = signature_of(optimised.module, there)
     lanes = LaneBuilder(
@@ -82,9 +83,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
     dispatcher.answer(arrivals, spin=served.lanes.spin and device.torch_device.type == "cuda")
 
 
-def _on(
-    example: dict[str, Tensor] | tuple[Tensor, ...], device: torch.device
-) -> dict[str, Tensor] | tuple[Tensor, ...]:
+def _on(example: Example, device: torch.device) -> Example:
     if isinstance(example, dict):
         return {name: tensor.to(device) for name, tensor in example.items()}
     return tuple(tensor.to(device) for tensor in example)

@@ -1,7 +1,7 @@
 """Linear layers in 8 bits, through torchao: weights once, inputs at every call, each row with a scale of its own.
 
-torchao is an optional package, imported when a precision asks for it. On its import and its first layer it sets
-TorchInductor's options of the process to what it recommends for such models.
+torchao is an optional package, imported when a precision asks for it. With the first layer it sets TorchInductor's
+options of the whole process to what it recommends for such models, which also makes compiling take longer.
 """
 
 from __future__ import annotations
@@ -66,7 +66,22 @@ def quantise_linears(module: nn.Module, scheme: Quantised) -> int:
         if scheme == "int8":
             linear.__class__ = Int8Linear  # as torch's own parametrizations do: names, hooks and sharing stay
             cast("Int8Linear", linear).least_rows = _LEAST_INT8_ROWS if linear.weight.is_cuda else 1
+    _leave_fused_encoders(module, set(linears))
     return len(linears)
+
+
+def _leave_fused_encoders(module: nn.Module, quantised: set[nn.Module]) -> None:
+    """Have transformer encoders call their layers: their fused kernel reads weights, and fails on quantised ones.
+
+    Uncompiled they see that by themselves; under torch.compile they do not (torch 2.14). Source: the conditions of the
+    "sparsity fast path" in torch/nn/modules/transformer.py.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoder | nn.TransformerEncoderLayer) and quantised & set(part.modules()):
+            if isinstance(part, nn.TransformerEncoder):
+                part.use_nested_tensor = False
+            else:
+                part.activation_relu_or_gelu = 0  # read for the choice of the kernel only
 
 
 def _pays(linear: nn.Linear) -> bool:

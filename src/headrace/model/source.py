@@ -42,10 +42,10 @@ _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 _OWN_FILE = __file__
 
 
-def images(image_size: int) -> tuple[Tensor]:
-    """Return a small batch of noise as most image models take it: float32 [2, 3, image_size, image_size]."""
+def images(image_size: int, rows: int = 2) -> tuple[Tensor]:
+    """Return a batch of noise as most image models take it: float32 [rows, 3, image_size, image_size]."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(2, 3, image_size, image_size, generator=generator),)
+    return (torch.randn(rows, 3, image_size, image_size, generator=generator),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,10 @@ class ModelSource:
     kind: ModelKind
     build: Callable[[], nn.Module]
     example_inputs: Callable[[int], Example] = images
+
+    def more_inputs(self, image_size: int, rows: int) -> Example:
+        """Return so many rows where they are noise made here; else what `example_inputs` gives."""
+        return images(image_size, rows) if self.example_inputs is images else self.example_inputs(image_size)
 
 
 def resolve(name: str) -> ModelSource:
