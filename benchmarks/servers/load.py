@@ -47,6 +47,7 @@ class Plan:
     port: int
     path: str
     headers: tuple[str, ...]  # "Name: value"
+    body_prefix: str  # in front of the rows' bytes
     rows: int  # of each request
     connections: int
     processes: int
@@ -247,7 +248,7 @@ def make_payloads(plan: Plan, inputs: Floats, expected: Floats) -> Payloads:
     count = len(inputs)
     rows = [(np.arange(plan.rows) + first) % count for first in range(count)]
     return Payloads(
-        requests=[_request(plan, inputs[chosen].tobytes()) for chosen in rows],
+        requests=[_request(plan, plan.body_prefix.encode() + inputs[chosen].tobytes()) for chosen in rows],
         expected=[np.ascontiguousarray(expected[chosen]) for chosen in rows],
     )
 
@@ -375,7 +376,7 @@ def _outcome(plan: Plan, tallies: Sequence[Tally], start_ns: int, nearest: float
     checked, wrong = sum(tally.checked for tally in tallies), sum(tally.wrong for tally in tallies)
     per_s = len(completed_ns) / plan.seconds
     summary: dict[str, object] = {
-        **{name: value for name, value in asdict(plan).items() if name not in ("host", "port")},
+        **{name: value for name, value in asdict(plan).items() if name not in ("host", "port", "body_prefix")},
         "begin_ns": begin_ns,
         "end_ns": end_ns,
         "requests": len(completed_ns),
@@ -423,6 +424,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True)
     parser.add_argument("--header", action="append", default=[], metavar="NAME: VALUE")
+    parser.add_argument("--body-prefix", default="", metavar="TEXT", help="in front of the rows' bytes")
     parser.add_argument("--inputs", type=Path, required=True, metavar="FILE.npy", help="float32 [distinct, ...]")
     parser.add_argument("--expected", type=Path, required=True, metavar="FILE.npy", help="float32 [distinct, outputs]")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest relative L2 error (default: 1e-4)")
@@ -445,6 +447,7 @@ def main() -> None:
         port=args.port,
         path=args.path,
         headers=tuple(args.header),
+        body_prefix=args.body_prefix,
         rows=args.rows,
         connections=args.connections,
         processes=args.client_processes,
