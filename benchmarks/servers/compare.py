@@ -393,7 +393,9 @@ def main() -> None:
         subprocess.run(prepare, check=True)
         allowed = tolerance(args.device, args.precision, compiled=args.compile)
         bench = Bench(args, work, allowed, began + args.deadline - STOP_S)
-        command = [re.sub(r"[^=]*/", "", arg) for arg in sys.argv]  # results are published, without this machine's paths
+        command = [
+            re.sub(r"[^=]*/", "", arg) for arg in sys.argv
+        ]  # results are published, without this machine's paths
         (args.output / "environment.json").write_text(json.dumps(describe(bench, command), indent=1) + "\n")
         run(bench)
     (args.output / "table.md").write_text(report.table(args.output))

@@ -13,6 +13,8 @@ python=${PYTHON:-python3}
 declare -A packages=(
     [litserve]="litserve==0.2.19"
     [mosec]="mosec==0.9.8"
+    [ray]="ray[serve]==2.60.0"
+    [pytriton]="nvidia-pytriton==0.7.0"
 )
 if [[ -n ${DOWNLOAD:-} ]]; then
     for server in "$@"; do

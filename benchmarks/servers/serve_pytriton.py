@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+
 import numpy as np
 import numpy.typing as npt
 import settings
@@ -26,6 +29,9 @@ class Instance:
 
 def main() -> None:
     given = settings.from_environment()
+    # Triton's Python stub is linked against this interpreter's libpython.
+    paths = (str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH"))
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
     with Triton(config=TritonConfig(http_address="127.0.0.1", http_port=given.port, allow_grpc=False)) as triton:
         triton.bind(
             model_name="model",
