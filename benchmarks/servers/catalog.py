@@ -116,6 +116,14 @@ SERVERS = {
             tells=False,  # its instances live in one process, which is ready when all are
         ),
         Server(
+            name="torchserve",
+            path="/predictions/model",
+            command=_script("serve_torchserve.py"),
+            packages=("torchserve", "torch-model-archiver", "torch"),
+            workers=4,
+            delay_ms=1.0,
+        ),
+        Server(
             name="null",
             path="/",
             command=_script("null_server.py"),

@@ -236,9 +236,10 @@ def started(bench: Bench, visit: Visit, until: float) -> Iterator[Running]:
     server = visit.server
     if until - time.monotonic() < bench.cell_s:
         raise StartFailedError("no time left for it before the deadline")
-    with tempfile.TemporaryDirectory() as info_folder:
+    with _folder() as temporary, _folder() as info_folder:
         settings = replace(visit.settings, info_folder=info_folder)
         environ = dict(os.environ) | server.environment | {VARIABLE: settings.to_json()}
+        environ["TMPDIR"] = temporary
         environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.work / "inductor-cache")
         log = bench.work / f"r{visit.repeat}-{server.name}.log"
         began = time.monotonic()
@@ -303,6 +304,10 @@ def _probe(bench: Bench, visit: Visit) -> str:
         return f"an answer of {len(answer)} bytes"
     error = largest_error(found, expected[0])
     return "" if error <= bench.tolerance else f"a wrong answer, off by {error:.2g}"
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a server may still be tidying up there
 
 
 def _free_port() -> int:
