@@ -134,6 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self._number = number
         self._buffer = memoryview(bytearray(HEAD_BYTES + shared.payloads.answer_bytes))
         self._filled = 0
+        self._body = 0  # where the response's begins
         self._end = 0  # of the response; 0 until its head has come
         self._status = b""
         self._sent = 0
@@ -200,14 +201,14 @@ class Connection(asyncio.BufferedProtocol):
             self._shared.error("response without Content-Length")
             self.transport.abort()
             return
-        self._end = len(head) + len(HEAD_END) + int(length[1])
+        self._body = len(head) + len(HEAD_END)
+        self._end = self._body + int(length[1])
         if self._end > len(self._buffer):
             self._shared.error("response too large")
             self.transport.abort()
 
     def _complete(self, now_ns: int) -> None:
         shared = self._shared
-        answer_bytes = shared.payloads.answer_bytes
         self._pending = False
         shared.ended()
         if self._status == b"200":
@@ -215,7 +216,9 @@ class Connection(asyncio.BufferedProtocol):
             shared.tally.latency_ns.append(now_ns - self._issued_ns)
             every = shared.plan.check_every
             if every and (self._sent - 1) % every == 0:
-                shared.check(self._request, bytes(self._buffer[max(0, self._end - answer_bytes) : self._end]))
+                # KServe v2 puts JSON in front of the numbers.
+                begin = max(self._body, self._end - shared.payloads.answer_bytes)
+                shared.check(self._request, bytes(self._buffer[begin : self._end]))
         else:
             shared.error(f"status {self._status.decode()}")
         fine = self._status == b"200"
