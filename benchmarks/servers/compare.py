@@ -9,6 +9,8 @@ import argparse
 import http.client
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +35,9 @@ from headrace.bench.answers import tolerance
 HERE = Path(__file__).parent
 POLL_S = 0.2
 OVERHEAD_S = 3.0  # of a cell, beside its warm-up and window: the client's start, payloads, the last answers
-STOP_S = 3.0
+STOP_S = 8.0  # for the last server to end
+START_S = 15.0  # reserved for a server to start
+SLACK_S = 10.0  # of a client, beyond which it hangs
 PROBE_S = 60.0  # for the first answer
 LOG_CHARACTERS = 2000
 ASK_VERSIONS = """
@@ -82,6 +86,11 @@ class Bench:
     def left_s(self) -> float:
         return self.deadline_s - time.monotonic()
 
+    def until(self, visits: int, loads: int) -> float:
+        """Return when the next of so many visits must be over: the others keep their time, or an equal share of it."""
+        reserved_s = (visits - 1) * (START_S + STOP_S + loads * self.cell_s)
+        return time.monotonic() + max(self.left_s() - reserved_s, self.left_s() / visits)
+
     @property
     def cell_s(self) -> float:
         return float(self.args.warmup + self.args.seconds + OVERHEAD_S)
@@ -100,8 +109,8 @@ def run(bench: Bench) -> None:
     """Visit every server, `repeats` times, in turning order; what does not fit the deadline is skipped and said."""
     visits = planned(bench)
     for number, visit in enumerate(visits):
-        until = time.monotonic() + bench.left_s() / (len(visits) - number)
         pending = list(cells(bench.args))
+        until = bench.until(len(visits) - number, len(pending))
         try:
             with started(bench, visit, until) as server:
                 while pending and until - time.monotonic() > bench.cell_s:
@@ -165,20 +174,26 @@ class Running:
 
     def measure(self, cell: Cell) -> None:
         """Load it, and write what came of it."""
-        bench, visit = self._bench, self._visit
+        bench, visit, args = self._bench, self._visit, self._bench.args
         name = f"r{visit.repeat}-{visit.server.name}-rows{cell.rows}-c{cell.connections}"
-        summary_path, raw_path = bench.work / f"{name}.json", bench.args.output / "requests" / f"{name}.npz"
+        summary_path, raw_path = bench.work / f"{name}.json", args.output / "requests" / f"{name}.npz"
         command = [sys.executable, str(HERE / "load.py"), *self._options(cell)]
         command += ["--json", str(summary_path), "--raw", str(raw_path)]
         began = os.getloadavg()[0]
-        client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        limit_s = min(args.warmup + args.seconds + args.drain + SLACK_S, bench.left_s())
+        until = time.monotonic() + limit_s
+        client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         samples = [self._tree.sample()]
-        while client.poll() is None:
+        while client.poll() is None and time.monotonic() < until:
             time.sleep(POLL_S)
             samples.append(self._tree.sample())
+        if client.poll() is None:
+            os.killpg(client.pid, signal.SIGKILL)
+            client.wait()
         record = heading(visit) | asdict(cell) | {"load_average": began}
         if client.returncode:
             said = client.stderr.read().strip() if client.stderr else ""
+            said = said or f"the client ended with {client.returncode}"
             bench.write(record | {"status": "failed", "reason": said[-LOG_CHARACTERS:]})
             return
         summary = json.loads(summary_path.read_text())
@@ -198,11 +213,13 @@ class Running:
             "warmup": args.warmup,
             "seconds": args.seconds,
             "client-processes": args.client_processes,
+            "drain": args.drain,
         }
         if server.is_null:
             given["check-every"] = 0
-        options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-        return options + [word for header in server.headers for word in ("--header", header)]
+        options = [f"--{key}={value}" for key, value in given.items()]
+        options.append(f"--body-prefix={server.prefix(cell.rows)}")
+        return options + [f"--header={header}" for header in server.headers_for(cell.rows)]
 
     def _used(self, samples: list[Sample], summary: Mapping[str, int]) -> dict[str, object]:
         return {
@@ -219,9 +236,10 @@ def started(bench: Bench, visit: Visit, until: float) -> Iterator[Running]:
     server = visit.server
     if until - time.monotonic() < bench.cell_s:
         raise StartFailedError("no time left for it before the deadline")
-    with tempfile.TemporaryDirectory() as info_folder:
+    with _folder() as temporary, _folder() as info_folder:
         settings = replace(visit.settings, info_folder=info_folder)
         environ = dict(os.environ) | server.environment | {VARIABLE: settings.to_json()}
+        environ["TMPDIR"] = temporary
         environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.work / "inductor-cache")
         log = bench.work / f"r{visit.repeat}-{server.name}.log"
         began = time.monotonic()
@@ -266,12 +284,11 @@ def _probe(bench: Bench, visit: Visit) -> str:
     """Return what is wrong with an answer to one row; empty if nothing is."""
     rows = np.load(bench.work / "inputs.npy", mmap_mode="r")
     expected = np.load(bench.work / "expected.npy")
-    headers = dict(header.split(": ", 1) for header in visit.server.headers)
+    headers = dict(header.split(": ", 1) for header in visit.server.headers_for(1))
+    body = visit.server.prefix(1).encode() + rows[0].tobytes()
     connection = http.client.HTTPConnection("127.0.0.1", visit.settings.port, timeout=PROBE_S)
     try:
-        connection.request(
-            "POST", visit.server.path, rows[0].tobytes(), headers | {"Content-Type": "application/octet-stream"}
-        )
+        connection.request("POST", visit.server.path, body, headers | {"Content-Type": "application/octet-stream"})
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -287,6 +304,10 @@ def _probe(bench: Bench, visit: Visit) -> str:
         return f"an answer of {len(answer)} bytes"
     error = largest_error(found, expected[0])
     return "" if error <= bench.tolerance else f"a wrong answer, off by {error:.2g}"
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a server may still be tidying up there
 
 
 def _free_port() -> int:
@@ -353,6 +374,7 @@ def parser() -> argparse.ArgumentParser:
     add("--large-rows", type=int, default=32, metavar="ROWS")
     add("--seconds", type=float, default=5.0, metavar="S", help="measured, of each load")
     add("--warmup", type=float, default=1.0, metavar="S", help="before it, of the same load")
+    add("--drain", type=float, default=5.0, metavar="S", help="after it, for what is under way")
     add("--repeats", type=int, default=1, metavar="N")
     add("--client-processes", type=int, default=max(1, min(4, len(os.sched_getaffinity(0)) // 4)), metavar="N")
     add("--start-timeout", type=float, default=180.0, metavar="S")
@@ -376,7 +398,9 @@ def main() -> None:
         subprocess.run(prepare, check=True)
         allowed = tolerance(args.device, args.precision, compiled=args.compile)
         bench = Bench(args, work, allowed, began + args.deadline - STOP_S)
-        command = [arg if Path(arg).name == arg else Path(arg).name for arg in sys.argv[1:] if "=/" not in arg]
+        command = [
+            re.sub(r"[^=]*/", "", arg) for arg in sys.argv
+        ]  # results are published, without this machine's paths
         (args.output / "environment.json").write_text(json.dumps(describe(bench, command), indent=1) + "\n")
         run(bench)
     (args.output / "table.md").write_text(report.table(args.output))

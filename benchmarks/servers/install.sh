@@ -13,6 +13,9 @@ python=${PYTHON:-python3}
 declare -A packages=(
     [litserve]="litserve==0.2.19"
     [mosec]="mosec==0.9.8"
+    [ray]="ray[serve]==2.60.0"
+    [torchserve]="torchserve==0.12.0 torch-model-archiver==0.12.0 pyyaml psutil"
+    [pytriton]="nvidia-pytriton==0.7.0"
 )
 if [[ -n ${DOWNLOAD:-} ]]; then
     for server in "$@"; do

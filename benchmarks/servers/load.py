@@ -47,6 +47,7 @@ class Plan:
     port: int
     path: str
     headers: tuple[str, ...]  # "Name: value"
+    body_prefix: str  # in front of the rows' bytes
     rows: int  # of each request
     connections: int
     processes: int
@@ -133,6 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self._number = number
         self._buffer = memoryview(bytearray(HEAD_BYTES + shared.payloads.answer_bytes))
         self._filled = 0
+        self._body = 0  # where the response's begins
         self._end = 0  # of the response; 0 until its head has come
         self._status = b""
         self._sent = 0
@@ -199,14 +201,14 @@ class Connection(asyncio.BufferedProtocol):
             self._shared.error("response without Content-Length")
             self.transport.abort()
             return
-        self._end = len(head) + len(HEAD_END) + int(length[1])
+        self._body = len(head) + len(HEAD_END)
+        self._end = self._body + int(length[1])
         if self._end > len(self._buffer):
             self._shared.error("response too large")
             self.transport.abort()
 
     def _complete(self, now_ns: int) -> None:
         shared = self._shared
-        answer_bytes = shared.payloads.answer_bytes
         self._pending = False
         shared.ended()
         if self._status == b"200":
@@ -214,7 +216,9 @@ class Connection(asyncio.BufferedProtocol):
             shared.tally.latency_ns.append(now_ns - self._issued_ns)
             every = shared.plan.check_every
             if every and (self._sent - 1) % every == 0:
-                shared.check(self._request, bytes(self._buffer[max(0, self._end - answer_bytes) : self._end]))
+                # KServe v2 puts JSON in front of the numbers.
+                begin = max(self._body, self._end - shared.payloads.answer_bytes)
+                shared.check(self._request, bytes(self._buffer[begin : self._end]))
         else:
             shared.error(f"status {self._status.decode()}")
         fine = self._status == b"200"
@@ -247,7 +251,7 @@ def make_payloads(plan: Plan, inputs: Floats, expected: Floats) -> Payloads:
     count = len(inputs)
     rows = [(np.arange(plan.rows) + first) % count for first in range(count)]
     return Payloads(
-        requests=[_request(plan, inputs[chosen].tobytes()) for chosen in rows],
+        requests=[_request(plan, plan.body_prefix.encode() + inputs[chosen].tobytes()) for chosen in rows],
         expected=[np.ascontiguousarray(expected[chosen]) for chosen in rows],
     )
 
@@ -375,7 +379,7 @@ def _outcome(plan: Plan, tallies: Sequence[Tally], start_ns: int, nearest: float
     checked, wrong = sum(tally.checked for tally in tallies), sum(tally.wrong for tally in tallies)
     per_s = len(completed_ns) / plan.seconds
     summary: dict[str, object] = {
-        **{name: value for name, value in asdict(plan).items() if name not in ("host", "port")},
+        **{name: value for name, value in asdict(plan).items() if name not in ("host", "port", "body_prefix")},
         "begin_ns": begin_ns,
         "end_ns": end_ns,
         "requests": len(completed_ns),
@@ -423,6 +427,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True)
     parser.add_argument("--header", action="append", default=[], metavar="NAME: VALUE")
+    parser.add_argument("--body-prefix", default="", metavar="TEXT", help="in front of the rows' bytes")
     parser.add_argument("--inputs", type=Path, required=True, metavar="FILE.npy", help="float32 [distinct, ...]")
     parser.add_argument("--expected", type=Path, required=True, metavar="FILE.npy", help="float32 [distinct, outputs]")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest relative L2 error (default: 1e-4)")
@@ -445,6 +450,7 @@ def main() -> None:
         port=args.port,
         path=args.path,
         headers=tuple(args.header),
+        body_prefix=args.body_prefix,
         rows=args.rows,
         connections=args.connections,
         processes=args.client_processes,

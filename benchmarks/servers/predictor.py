@@ -1,8 +1,8 @@
 """The model's side of the servers that leave it to their user: the same code for all, so that the servers are compared.
 
 A batch of request bodies becomes a batch of answers: rows are gathered in pinned memory, padded to a bucket that was
-warmed at start, copied to the device, computed, and copied back. (On the CPU, uncompiled, padding is only a cost.) Requests of several rows may make more rows than the
-largest bucket; then it takes several turns.
+warmed at start, copied to the device, computed, and copied back. (On the CPU, uncompiled, padding would only cost.)
+Requests of several rows may make more rows than the largest bucket; then it takes several turns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch._dynamo
 from models import build
 from settings import ROW_SHAPE, Settings
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Predictor:
         self._layout = torch.channels_last if convolves else torch.contiguous_format
         torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
         torch.backends.cudnn.benchmark = True
+        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001  # one for each bucket; 8 by default, then eager
         if settings.device == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.workers))
         self._model, compiled = self._prepared(build(settings.model, Path(settings.folder)))
