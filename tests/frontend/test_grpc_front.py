@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import functools
 import time
-from pathlib import Path
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import trustme
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2
 
@@ -21,7 +21,6 @@ from headrace.frontend.regions import Regions, SharedRegions
 from tests.frontend.grpc_fakes import FakeLink, service_of
 
 WAIT_S = 60
-CERTIFICATES = Path(__file__).with_name("certificates")
 
 
 @contextlib.asynccontextmanager
@@ -264,22 +263,33 @@ async def test_calls_that_are_not_authorized_are_turned_away_but_for_health():
         await client.infer("served", infer_input(1), headers={"authorization": "Bearer secret"})
 
 
-def pem(name):
-    return (CERTIFICATES / name).read_bytes()
+def chain_of(certificate):
+    return b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+
+
+def credentials(authority, certificate=None):
+    key, chain = (certificate.private_key_pem.bytes(), chain_of(certificate)) if certificate else (None, None)
+    return grpc.ssl_channel_credentials(authority.cert_pem.bytes(), key, chain)
 
 
 @within_limit
 async def test_with_tls_only_clients_of_the_authority_are_let_in():
-    tls = TlsFiles(key=pem("server.key"), certificates=pem("server.pem"), client_authority=pem("client.pem"))
+    ours, theirs, others = (trustme.CA() for _ in range(3))
+    server = ours.issue_cert("localhost")
+    tls = TlsFiles(
+        key=server.private_key_pem.bytes(),
+        certificates=chain_of(server),
+        client_authority=theirs.cert_pem.bytes(),
+    )
     async with serving(FakeLink(at_once=True), tls=tls) as (_, _, address):
         port = address.partition(":")[2]
-        known = grpc.ssl_channel_credentials(pem("server.pem"), pem("client.key"), pem("client.pem"))
+        known = credentials(ours, theirs.issue_cert("client@example.org"))
         async with triton.InferenceServerClient(f"localhost:{port}", creds=known) as client:
             assert await client.is_server_live()
-        unknown = grpc.ssl_channel_credentials(pem("server.pem"))
-        async with triton.InferenceServerClient(f"localhost:{port}", creds=unknown) as client:
-            with pytest.raises(triton.InferenceServerException, match="UNAVAILABLE"):
-                await client.is_server_live()
+        for unknown in (credentials(ours), credentials(ours, others.issue_cert("client@example.org"))):
+            async with triton.InferenceServerClient(f"localhost:{port}", creds=unknown) as client:
+                with pytest.raises(triton.InferenceServerException, match="UNAVAILABLE"):
+                    await client.is_server_live()
 
 
 @within_limit
