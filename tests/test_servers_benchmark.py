@@ -122,16 +122,25 @@ def test_answers_too_alike_to_be_checked_are_refused(server):
         load.run(plan(server, tolerance=0.9), INPUTS, EXPECTED)
 
 
-def test_the_table_puts_a_throughput_with_errors_in_brackets(tmp_path):
-    common = {"status": "measured", "rows": 1, "connections": 8, "repeat": 0, "checked": 9, "client_cores": [0.5]}
+def test_the_table_marks_what_is_no_throughput_of_the_server(tmp_path):
+    common = {
+        "status": "measured",
+        "rows": 1,
+        "connections": 8,
+        "repeat": 0,
+        "checked": 9,
+        "client_cores": [0.5],
+        "client_busy": False,
+    }
     numbers = dict.fromkeys(("samples_per_s", "p50_ms", "p99_ms", "server_cores", "rss_bytes", "pss_bytes"), 1.0)
     records = [
         common | numbers | {"server": "fine", "requests_per_s": 100.0, "errors": {}, "wrong": 0},
         common | numbers | {"server": "faulty", "requests_per_s": 200.0, "errors": {"wrong answer": 2}, "wrong": 2},
+        common | numbers | {"server": "null", "requests_per_s": 350.0, "errors": {}, "wrong": 0},
         common | {"server": "late", "status": "skipped", "reason": "no time left"},
     ]
     (tmp_path / "cells.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     text = report.table(tmp_path)
     assert "| fine | 100 | " in text
-    assert "| faulty | (200) | " in text
+    assert "| faulty, client-limited | (200) | " in text
     assert "late (repeat 0), 8 connections, 1 rows: skipped: no time left" in text

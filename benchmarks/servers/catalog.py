@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settings import ROW_BYTES, ROW_SHAPE, Settings
@@ -67,6 +67,16 @@ class Server:
         return self.headers + length
 
 
+LITSERVE = Server(
+    name="litserve",
+    path="/predict",
+    command=_script("serve_litserve.py"),
+    packages=("litserve", "fastapi", "uvicorn", "uvloop", "httptools", "pyzmq", "torch"),
+    workers=2,
+    frontends=8,
+    delay_ms=2.0,
+)
+
 SERVERS = {
     server.name: server
     for server in (
@@ -80,15 +90,8 @@ SERVERS = {
             frontends=8,
             tells=False,
         ),
-        Server(
-            name="litserve",
-            path="/predict",
-            command=_script("serve_litserve.py"),
-            packages=("litserve", "fastapi", "uvicorn", "uvloop", "httptools", "pyzmq", "torch"),
-            workers=2,
-            frontends=8,
-            delay_ms=2.0,
-        ),
+        LITSERVE,
+        replace(LITSERVE, name="litserve-10ms", delay_ms=10.0),  # its batches are what came within the delay
         Server(
             name="mosec",
             path="/inference",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
+CEILING_SHARE = 0.5  # of what the null server answers, from which on the client may be what limits
 HEAD = (
     "| server | requests/s | samples/s | p50 ms | p99 ms | errors | answers checked | wrong | server's cores"
     " | busiest client process | RSS MiB | PSS MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -29,7 +30,8 @@ def table(folder: Path) -> str:
     for rows, connections in loads:
         found = [record for record in measured if (record["rows"], record["connections"]) == (rows, connections)]
         names = dict.fromkeys(record["server"] for record in found)
-        lines = [_line(name, [record for record in found if record["server"] == name]) for name in names]
+        ceiling = max((record["requests_per_s"] for record in found if record["server"] == "null"), default=None)
+        lines = [_line(name, [record for record in found if record["server"] == name], ceiling) for name in names]
         parts.append(f"### {connections} connections, {rows} rows a request\n\n{HEAD}\n" + "\n".join(lines))
     return "\n\n".join([*parts, _ready(records), *_missing(records)]) + "\n"
 
@@ -49,9 +51,11 @@ def one_line(record: Record) -> str:
     )
 
 
-def _line(name: str, records: Sequence[Record]) -> str:
+def _line(name: str, records: Sequence[Record], ceiling: float | None) -> str:
     faults = sum(sum(record["errors"].values()) for record in records)
     throughput = _spread(records, "requests_per_s", ".0f")
+    if name != "null" and _client_limited(records, ceiling):
+        name += ", client-limited"
     cells = [
         name,
         f"({throughput})" if faults else throughput,
@@ -66,6 +70,13 @@ def _line(name: str, records: Sequence[Record]) -> str:
         *(f"{max(record[key] for record in records) / 2**20:.0f}" for key in ("rss_bytes", "pss_bytes")),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _client_limited(records: Sequence[Record], ceiling: float | None) -> bool:
+    if any(record["client_busy"] for record in records):
+        return True
+    most = max(float(record["requests_per_s"]) for record in records)
+    return ceiling is not None and most > CEILING_SHARE * ceiling
 
 
 def _spread(records: Sequence[Record], key: str, form: str) -> str:
