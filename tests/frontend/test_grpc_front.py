@@ -9,8 +9,8 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-import trustme
 import tritonclient.grpc.aio as triton
+import trustme
 from tritonclient.grpc import service_pb2
 
 from headrace.control import RegionsChanged
