@@ -68,6 +68,16 @@ class Server:
         children = psutil.Process(self.process.pid).children()
         return max(children, key=lambda child: child.memory_info().rss)
 
+    def frontend(self):
+        """Return the process of the only frontend."""
+        backend = self.backend()
+        (frontend,) = (
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if child.pid != backend.pid and "spawn_main" in " ".join(child.cmdline())
+        )
+        return frontend
+
     def call(self, path, body=None, headers=None, method=None):
         """Return status, headers and body."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body

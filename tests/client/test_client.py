@@ -160,9 +160,10 @@ def test_the_server_is_ready_and_says_what_the_model_takes(client):
         ("served", inputs_of([1, 2, 3, 4], rows=5), {}, InvalidRequest, "has 5 rows, and the model takes at most 4"),
         ("other", inputs_of([1, 2, 3, 4]), {}, UnknownModel, "there is no model other"),
         ("served", inputs_of([1, 2, 3, 4]), {"version": "9"}, UnknownModel, "no version 9"),
+        ("served", inputs_of([1, 2, 3, 4]), {"priority": 2**31}, InvalidRequest, "priority is 2147483648"),
         ("served", inputs_of([13, 0, 0, 0]), {}, ModelFailed, r"thirteen in \(path\)"),
     ],
-    ids=["names", "shape", "dtype", "rows", "model", "version", "raises"],
+    ids=["names", "shape", "dtype", "rows", "model", "version", "priority", "raises"],
 )
 def test_every_refusal_has_its_class(server, model, inputs, others, error, words):
     for transport in TRANSPORTS:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -286,13 +285,7 @@ def test_a_message_beyond_the_limit_is_refused(small_server):
 def test_a_frontend_that_is_started_anew_knows_the_regions(small_server, memory):
     name, handle = memory
     connect(small_server).register_system_shared_memory("r", name, 240, offset=16)
-    backend = small_server.backend()
-    (frontend,) = (
-        child
-        for child in psutil.Process(small_server.process.pid).children()
-        if child.pid != backend.pid and "spawn_main" in " ".join(child.cmdline())
-    )
-    frontend.kill()
+    small_server.frontend().kill()
     small_server.wait_for("is started anew")
     while not small_server.is_ready():
         pass

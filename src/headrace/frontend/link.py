@@ -11,6 +11,7 @@ from headrace.errors import EngineStopped, HeadraceError, InvalidRequest, QueueF
 from headrace.processes import without_paths
 from headrace.transport.descriptors import ERROR, Descriptor, ErrorKind, cancellation, request, unpack
 from headrace.transport.ring import RingClient
+from headrace.wire.v2 import MAX_PRIORITY
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
@@ -98,6 +99,7 @@ class Loop(Protocol):
 class BackendLink:
     """Requests to one backend. Made, used and closed on one event loop: `loop`, or the running one.
 
+    The pair's `peer_fd` must tell of the backend's end: it may end before it has come to the ring.
     `on_lost` is called once when the backend's process has ended; all requests that it held have failed by then.
     """
 
@@ -122,7 +124,9 @@ class BackendLink:
 
     def start(self) -> None:
         self._loop.add_reader(self.ring.answers_fd, self._woken)
-        self._watch_peer()
+        self._peer = self.ring.peer_fd()
+        if self._peer is not None:
+            self._loop.add_reader(self._peer, self._lose)
         self._rearm()
 
     def admit(self, rows: int, deadline_ns: int = 0, priority: int = 0) -> Call:
@@ -133,6 +137,8 @@ class BackendLink:
             raise InvalidRequest(
                 f"the request has {rows} rows, and the model takes at most {self.model.max_batch_size}; split it"
             )
+        if not 0 <= priority <= MAX_PRIORITY:
+            raise InvalidRequest(f"the request's priority is {priority}; it must be a number from 0 to {MAX_PRIORITY}")
         first = self.ring.lease(rows)
         if first is None:
             raise QueueFull(f"the server holds as many requests as it has room for; no {rows} rows are free: try again")
@@ -157,8 +163,6 @@ class BackendLink:
         held = _Held(self._numbers, call.rows, self._loop.create_future())
         self._held[first] = held
         self.ring.send(request(self._numbers, first, call.rows, call.deadline_ns, call.priority))
-        if self._peer is None:
-            self._watch_peer()
         return held.answered
 
     def withdraw(self, first: int) -> None:
@@ -207,11 +211,6 @@ class BackendLink:
             held.answered.set_exception(_error(answer.error_kind, self.ring.error_text(answer.entry)))
         else:
             held.answered.set_result(answer)
-
-    def _watch_peer(self) -> None:
-        self._peer = self.ring.peer_fd()
-        if self._peer is not None:
-            self._loop.add_reader(self._peer, self._lose)
 
     def _lose(self) -> None:
         """The backend's process has ended: take what it answered before, and fail the rest at once."""

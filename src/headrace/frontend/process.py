@@ -173,7 +173,7 @@ class _Frontend:
         self._links[word.backend] = link
 
     def _drop_dead(self, word: Models) -> None:
-        """Let go of what has died without our noticing: a link watches its backend from the first request on."""
+        """Let go of what has died, which its link has noticed by itself."""
         dead = {(each.name, each.version) for each in word.versions if each.state in ("UNAVAILABLE", "LOADING")}
         for backend, link in list(self._links.items()):
             if (link.model.name, link.model.version) in dead:
