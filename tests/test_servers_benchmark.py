@@ -132,10 +132,12 @@ def test_the_table_marks_what_is_no_throughput_of_the_server(tmp_path):
         "client_cores": [0.5],
         "client_busy": False,
     }
+    common["occupancy"] = 1.0
     numbers = dict.fromkeys(("samples_per_s", "p50_ms", "p99_ms", "server_cores", "rss_bytes", "pss_bytes"), 1.0)
     records = [
         common | numbers | {"server": "fine", "requests_per_s": 100.0, "errors": {}, "wrong": 0},
         common | numbers | {"server": "faulty", "requests_per_s": 200.0, "errors": {"wrong answer": 2}, "wrong": 2},
+        common | numbers | {"server": "slow", "requests_per_s": 3.0, "errors": {}, "wrong": 0, "occupancy": 0.2},
         common | numbers | {"server": "null", "requests_per_s": 350.0, "errors": {}, "wrong": 0},
         common | {"server": "late", "status": "skipped", "reason": "no time left"},
     ]
@@ -143,4 +145,5 @@ def test_the_table_marks_what_is_no_throughput_of_the_server(tmp_path):
     text = report.table(tmp_path)
     assert "| fine | 100 | " in text
     assert "| faulty, client-limited | (200) | " in text
+    assert "| slow, not steady | (3) | " in text
     assert "late (repeat 0), 8 connections, 1 rows: skipped: no time left" in text

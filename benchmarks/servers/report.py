@@ -15,6 +15,7 @@ HEAD = (
     "| server | requests/s | samples/s | p50 ms | p99 ms | errors | answers checked | wrong | server's cores"
     " | busiest client process | RSS MiB | PSS MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
+STEADY = (0.9, 1.1)  # of Little's law; outside of it the window was too short for such latencies
 
 
 def read(folder: Path) -> list[Record]:
@@ -53,13 +54,17 @@ def one_line(record: Record) -> str:
 
 def _line(name: str, records: Sequence[Record], ceiling: float | None) -> str:
     faults = sum(sum(record["errors"].values()) for record in records)
-    throughput = _spread(records, "requests_per_s", ".0f")
+    steady = all(STEADY[0] <= record["occupancy"] <= STEADY[1] for record in records)
+    sound = steady and not faults
+    throughput, samples = (_spread(records, key, ".0f") for key in ("requests_per_s", "samples_per_s"))
     if name != "null" and _client_limited(records, ceiling):
         name += ", client-limited"
+    if not steady:
+        name += ", not steady"
     cells = [
         name,
-        f"({throughput})" if faults else throughput,
-        _spread(records, "samples_per_s", ".0f"),
+        throughput if sound else f"({throughput})",
+        samples if sound else f"({samples})",
         _spread(records, "p50_ms", ".2f"),
         _spread(records, "p99_ms", ".2f"),
         str(faults),
