@@ -231,6 +231,7 @@ def test_serve_needs_no_model_where_the_file_names_one(tmp_path, monkeypatch):
         "max_batch_size = 2\nimage_size = 32"
     )
     monkeypatch.setenv("HEADRACE_HTTP_PORT", "0")
+    monkeypatch.setenv("HEADRACE_GRPC", "false")
     with start("serve", cwd=tmp_path) as process:
         first = process.stderr.readline()
         ready = next((line for line in process.stderr if line.startswith("ready: ")), "")

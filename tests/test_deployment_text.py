@@ -68,7 +68,8 @@ def three_sources(draw):
         {each.key: value for each, value in (model | {source: draw(value_of(source))}).items()} | {"version": number}
         for number, model in enumerate(models, 1)
     ]
-    free = [each for each in ALL if each.field not in {"name", "version", "source", "buckets", "max_batch_size"}]
+    together = {"name", "version", "source", "buckets", "max_batch_size", "versions"} | TLS
+    free = [each for each in ALL if each.field not in together]
     outside = {each: draw(value_of(each)) for each in draw(st.lists(st.sampled_from(free), unique=True))}
     environment = {each.variable: text(value) for each, value in outside.items() if draw(st.booleans())}
     flags = [
@@ -106,7 +107,7 @@ def test_each_line_says_where_its_value_came_from(tmp_path):
         "[server]",
         'host = "::1"  # HEADRACE_HOST',
         "http_port = 1  # file",
-        "frontends = 1  # default",
+        "grpc = true  # default",
     ]
     assert {
         "# queue_rows =  # default: 8 largest batches of the model",

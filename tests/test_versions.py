@@ -44,7 +44,7 @@ class Server:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "headrace", "serve", str(folder), "--device", "cpu", "--http-port", "0"),
-                *("--max-batch-size", "4", *options),
+                *("--no-grpc", "--max-batch-size", "4", *options),
             ],
             stderr=subprocess.PIPE,
             text=True,
