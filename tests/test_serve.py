@@ -120,9 +120,17 @@ def test_more_rows_than_a_batch_are_refused(server):
         triton.InferenceServerClient(server.address).infer("served", inputs)
 
 
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory):
+    options = ("--queue-rows", "4", "--max-body-bytes", "2000", "--body-timeout", "0.5")
+    server = Server(tmp_path_factory.mktemp("small"), *options)
+    yield server
+    assert server.stop() == 0
+
+
 @pytest.fixture
-def small_server(tmp_path):
-    server = Server(tmp_path, "--queue-rows", "4", "--max-body-bytes", "2000", "--body-timeout", "0.5")
+def mortal_server(tmp_path):
+    server = Server(tmp_path)
     yield server
     server.process.kill()
     server.process.wait(WAIT_S)
@@ -205,25 +213,25 @@ def rings_of(pid):
         return [line.split()[4] for line in maps if "headrace-ring" in line]
 
 
-def test_the_end_waits_for_what_was_taken(small_server):
+def test_the_end_waits_for_what_was_taken(mortal_server):
     with ThreadPoolExecutor(2) as pool:
-        held = small_server.hold(pool)
-        writer = small_server.gate.open("w")
-        small_server.process.send_signal(signal.SIGTERM)
-        small_server.wait_for("stopping")
+        held = mortal_server.hold(pool)
+        writer = mortal_server.gate.open("w")
+        mortal_server.process.send_signal(signal.SIGTERM)
+        mortal_server.wait_for("stopping")
         writer.close()
         assert held.result(WAIT_S)[0] == 200
-    assert small_server.process.wait(WAIT_S) == 0
+    assert mortal_server.process.wait(WAIT_S) == 0
 
 
-def test_a_second_signal_does_not_wait(small_server):
+def test_a_second_signal_does_not_wait(mortal_server):
     with ThreadPoolExecutor(2) as pool:
-        held = small_server.hold(pool)
-        writer = small_server.gate.open("w")
-        small_server.process.send_signal(signal.SIGTERM)
-        small_server.wait_for("stopping")
-        small_server.process.send_signal(signal.SIGTERM)
-        assert small_server.process.wait(WAIT_S) == 0
+        held = mortal_server.hold(pool)
+        writer = mortal_server.gate.open("w")
+        mortal_server.process.send_signal(signal.SIGTERM)
+        mortal_server.wait_for("stopping")
+        mortal_server.process.send_signal(signal.SIGTERM)
+        assert mortal_server.process.wait(WAIT_S) == 0
         with pytest.raises(Exception, match=r"\w"):  # whatever a closed connection raises
             held.result(WAIT_S)
         writer.close()

@@ -43,9 +43,16 @@ def server(tmp_path_factory):
     assert server.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("small"), "--queue-rows", "4")
+    yield server
+    assert server.stop() == 0
+
+
 @pytest.fixture
-def small_server(tmp_path):
-    server = Server(tmp_path, "--queue-rows", "4")
+def mortal_server(tmp_path):
+    server = Server(tmp_path)
     yield server
     server.process.kill()
     server.process.wait(WAIT_S)
@@ -216,30 +223,30 @@ def test_a_backend_that_dies_ends_what_it_held_and_the_next_one_serves(small_ser
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_server_that_is_killed_leaves_nobody_waiting(small_server, transport):
-    with Client(url_of(small_server), **options(transport)) as client, ThreadPoolExecutor(1) as pool:
+def test_a_server_that_is_killed_leaves_nobody_waiting(mortal_server, transport):
+    with Client(url_of(mortal_server), **options(transport)) as client, ThreadPoolExecutor(1) as pool:
         held = pool.submit(client.infer, "served", inputs_of([77, 0, 0, 0]))
-        writer = small_server.gate.open("w")
-        small_server.process.kill()
+        writer = mortal_server.gate.open("w")
+        mortal_server.process.kill()
         with pytest.raises(Exception, match=r"ended while it held|was lost"):
             held.result(WAIT_S)
         writer.close()
-        small_server.process.wait(WAIT_S)
+        mortal_server.process.wait(WAIT_S)
         with pytest.raises(Unreachable, match="no server answers"):
             client.infer("served", random_inputs(1))
         assert not client.is_ready()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_server_that_stops_answers_what_it_took(small_server, transport):
-    with Client(url_of(small_server), **options(transport)) as client, ThreadPoolExecutor(1) as pool:
+def test_a_server_that_stops_answers_what_it_took(mortal_server, transport):
+    with Client(url_of(mortal_server), **options(transport)) as client, ThreadPoolExecutor(1) as pool:
         held = pool.submit(client.infer, "served", inputs_of([77, 0, 0, 0]))
-        writer = small_server.gate.open("w")
-        small_server.process.send_signal(signal.SIGTERM)
-        small_server.wait_for("stopping")
+        writer = mortal_server.gate.open("w")
+        mortal_server.process.send_signal(signal.SIGTERM)
+        mortal_server.wait_for("stopping")
         writer.close()
         check(held.result(WAIT_S), inputs_of([77, 0, 0, 0]))
-        assert small_server.process.wait(WAIT_S) == 0
+        assert mortal_server.process.wait(WAIT_S) == 0
         with pytest.raises(Unavailable):
             client.infer("served", random_inputs(1))
 

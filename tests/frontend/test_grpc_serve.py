@@ -242,9 +242,17 @@ def test_a_place_that_is_too_small_for_an_output_is_refused(server, memory):
     client.unregister_system_shared_memory("r")
 
 
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory):
+    options = ("--queue-rows", "4", "--max-body-bytes", "2000", "--system-shared-memory")
+    server = Server(tmp_path_factory.mktemp("small"), *options)
+    yield server
+    assert server.stop() == 0
+
+
 @pytest.fixture
-def small_server(tmp_path):
-    server = Server(tmp_path, "--queue-rows", "4", "--max-body-bytes", "2000", "--system-shared-memory")
+def mortal_server(tmp_path):
+    server = Server(tmp_path)
     yield server
     server.process.kill()
     server.process.wait(WAIT_S)
@@ -296,17 +304,17 @@ def test_a_frontend_that_is_started_anew_knows_the_regions(small_server, memory)
     np.testing.assert_array_equal(doubled, values * 2)
 
 
-def test_the_end_answers_what_was_taken_and_does_not_wait_for_idle_streams(small_server):
-    client, other = connect(small_server), connect(small_server)
+def test_the_end_answers_what_was_taken_and_does_not_wait_for_idle_streams(mortal_server):
+    client, other = connect(mortal_server), connect(mortal_server)
     other.start_stream(lambda result, error: None)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(client.infer, "served", inputs_of(1, ids=[[77, 0, 0, 0]])[0])
-        writer = small_server.gate.open("w")
-        small_server.process.send_signal(signal.SIGTERM)
-        small_server.wait_for("stopping")
+        writer = mortal_server.gate.open("w")
+        mortal_server.process.send_signal(signal.SIGTERM)
+        mortal_server.wait_for("stopping")
         writer.close()
         assert held.result(WAIT_S).as_numpy("sum").tolist() == [77]
-    assert small_server.process.wait(WAIT_S) == 0
+    assert mortal_server.process.wait(WAIT_S) == 0
     other.stop_stream(cancel_requests=True)
 
 
