@@ -140,7 +140,8 @@ def repository(given: ModelOptions) -> RepositoryConfig | None:
     folder = Path(given.source)
     if not is_path(given.source) or not folder.is_dir():
         return None
-    config = RepositoryConfig(folder=folder, defaults=served_model(given), versions=given.versions)
+    defaults = served_model(replace(given, name="unnamed"))  # whatever the folder is called: its models have their own
+    config = RepositoryConfig(folder=folder, defaults=defaults, versions=given.versions)
     config.validate()
     return config
 
