@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,5 +113,16 @@ def model_file(folder: Path, source: str = TINY, name: str = "tiny.py") -> str:
 
 def all_gone(processes: list[psutil.Process], within_s: float = 15.0) -> bool:
     """Return whether all processes have ended (or only wait to be collected) within the time."""
-    _, alive = psutil.wait_procs([p for p in processes if p.is_running()], timeout=within_s)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
+    limit = time.monotonic() + within_s
+    while any(map(_is_alive, processes)):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended meanwhile
+        return False

@@ -231,12 +231,15 @@ def test_serve_needs_no_model_where_the_file_names_one(tmp_path, monkeypatch):
         "max_batch_size = 2\nimage_size = 32"
     )
     monkeypatch.setenv("HEADRACE_HTTP_PORT", "0")
-    monkeypatch.setenv("HEADRACE_GRPC", "false")
+    monkeypatch.setenv("HEADRACE_GRPC_PORT", "0")
     with start("serve", cwd=tmp_path) as process:
         first = process.stderr.readline()
         ready = next((line for line in process.stderr if line.startswith("ready: ")), "")
         process.terminate()
         _, rest = process.communicate(timeout=60)
     assert first == "headrace.toml is used, which lies in the current folder\n"
-    assert re.fullmatch(r"ready: http://127\.0\.0\.1:\d+/v2/models/tiny \(version 1\)\n", ready), rest
+    assert re.fullmatch(
+        r"ready: http://127\.0\.0\.1:\d+/v2/models/tiny \(version 1\), gRPC on 127\.0\.0\.1:\d+\n", ready
+    ), rest
     assert ":1/" not in ready
+    assert ":8001" not in ready

@@ -53,9 +53,13 @@ def written(draw, section, source=False):
     chosen = draw(st.sets(st.sampled_from([each.field for each in OPTIONS[section]])))
     if chosen >= {"buckets", "max_batch_size"}:  # which would have to agree
         chosen.remove("buckets")
-    if chosen & TLS:  # none is of use without the others
-        chosen |= TLS
-    return {each: draw(value_of(each)) for each in OPTIONS[section] if each.field in chosen | ({"source"} & {source})}
+    chosen = together(chosen) | ({"source"} & {source})
+    return {each: draw(value_of(each)) for each in OPTIONS[section] if each.field in chosen}
+
+
+def together(fields):
+    """Return the fields with those that they are of no use without."""
+    return fields | TLS if fields & TLS else fields
 
 
 @st.composite
@@ -68,9 +72,9 @@ def three_sources(draw):
         {each.key: value for each, value in (model | {source: draw(value_of(source))}).items()} | {"version": number}
         for number, model in enumerate(models, 1)
     ]
-    together = {"name", "version", "source", "buckets", "max_batch_size", "versions"} | TLS
-    free = [each for each in ALL if each.field not in together]
-    outside = {each: draw(value_of(each)) for each in draw(st.lists(st.sampled_from(free), unique=True))}
+    free = [each for each in ALL if each.field not in {"name", "version", "source", "buckets", "max_batch_size"}]
+    chosen = together(draw(st.sets(st.sampled_from([each.field for each in free]))))
+    outside = {each: draw(value_of(each)) for each in free if each.field in chosen}
     environment = {each.variable: text(value) for each, value in outside.items() if draw(st.booleans())}
     flags = [
         flag(each, value) for each, value in outside.items() if each.variable not in environment or draw(st.booleans())
@@ -110,6 +114,7 @@ def test_each_line_says_where_its_value_came_from(tmp_path):
         "grpc = true  # default",
     ]
     assert {
+        "frontends = 1  # default",
         "# queue_rows =  # default: 8 largest batches of the model",
         'source = "resnet18"  # file',
         "spin = false  # --no-spin",

@@ -41,6 +41,7 @@ class Server:
     def __init__(self, folder, *options):
         self.folder = folder
         self.lines: list[str] = []
+        self._ended = False  # it will say nothing more
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "headrace", "serve", str(folder), "--device", "cpu", "--http-port", "0"),
@@ -63,14 +64,19 @@ class Server:
             with self._said:
                 self.lines.append(line)
                 self._said.notify_all()
+        with self._said:
+            self._ended = True
+            self._said.notify_all()
 
     def wait_for(self, words):
         def said():
             return next((line for line in self.lines if words in line), None)
 
         with self._said:
-            assert self._said.wait_for(said, WAIT_S), f"not said in time: {words}; said: {''.join(self.lines)}"
-            return said()
+            self._said.wait_for(lambda: said() or self._ended, WAIT_S)
+            line = said()
+            assert line, f"not said: {words}; said: {''.join(self.lines)}"
+            return line
 
     def call(self, path, body=None, connection=None):
         """Return status and decoded body."""

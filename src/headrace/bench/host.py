@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from torch._inductor import standalone_compile  # noqa: F401  as torchvision, before the clock starts
 from torch.profiler import ProfilerActivity, profile
 
 from headrace.bench import limits

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from headrace.config import ModelConfig
 from headrace.errors import ModelError, OutputError
-from headrace.model.source import build_torchvision, resolve
+from headrace.model.source import build_torchvision, resolve, torchvision_models
 
 _TIMEOUT_S = 10.0
 _CHUNK_BYTES = 1 << 20
@@ -88,7 +86,7 @@ def ensure_checkpoint(config: ModelConfig, tell: Callable[[str], None], *, fetch
 
 def published_url(name: str) -> str:
     """Return the address of torchvision's published weights: the first ImageNet version, else its default."""
-    versions = torchvision.models.get_model_weights(name)
+    versions = torchvision_models().get_model_weights(name)
     by_name = {version.name: version for version in versions}
     chosen = by_name.get("IMAGENET1K_V1", versions.DEFAULT)
     return str(chosen.url)
@@ -180,7 +178,7 @@ def _calm(block: nn.Module) -> None:
     Left at weight 1, fifty random bottlenecks blow rounding errors up a hundredfold: ResNet-152's float32
     answers were wrong by 1.5e-4, and are by 2e-6 with this.
     """
-    if isinstance(block, Bottleneck):
+    if isinstance(block, torchvision_models().resnet.Bottleneck):
         nn.init.constant_(block.bn3.weight, 0.2)
 
 
@@ -204,7 +202,7 @@ def _calibrate(model: nn.Module, pixels: int) -> None:
 
 
 def _calibration_pixels(name: str) -> int:
-    smallest = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+    smallest = torchvision_models().get_model_weights(name).DEFAULT.meta["min_size"]
     return int(max(_CALIBRATION_PIXELS, *smallest))
 
 

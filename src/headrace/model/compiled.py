@@ -20,8 +20,6 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch._inductor import standalone_compile
-from torch._inductor.standalone_compile import CompiledArtifact
 from torch.fx import GraphModule
 
 from headrace.errors import InvalidOption
@@ -112,6 +110,8 @@ def _key(who: str, inputs: Sequence[Tensor]) -> str:
 
 def _make(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Compile for this example's shapes and write the program and its weights' names. Raises NotKept."""
+    from torch._inductor import standalone_compile  # noqa: PLC0415  1 s, which whoever compiles nothing need not pay
+
     try:
         exported = torch.export.export(model, tuple(example))
         names = [spec.target for spec in exported.graph_signature.input_specs if spec.target is not None]
@@ -131,6 +131,8 @@ def _make(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
 
 def _load(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor]] | None:
     """Return a kept program and its weights; None if it is not there, damaged, or needs what the model lacks."""
+    from torch._inductor.standalone_compile import CompiledArtifact  # noqa: PLC0415  as above
+
     try:
         names = msgspec.json.decode(path.with_suffix(".weights").read_bytes(), type=list[str])
         weights = [tensors[name] for name in names]

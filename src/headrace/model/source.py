@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from headrace.errors import ModelError
@@ -84,9 +83,15 @@ def resolve(name: str) -> ModelSource:
     raise ModelError(f"--model {name}: there is no such model; {_near(name)}the forms are: {_FORMS}")
 
 
+def torchvision_models() -> ModuleType:
+    """Return torchvision.models, imported when first asked for: other models need not wait 1.5 s for it."""
+    return importlib.import_module("torchvision.models")
+
+
 def torchvision_names() -> list[str]:
     """Return torchvision's classification models, the quantized ones apart."""
-    return list(torchvision.models.list_models(module=torchvision.models))
+    models = torchvision_models()
+    return list(models.list_models(module=models))
 
 
 def build_torchvision(name: str) -> nn.Module:
@@ -96,7 +101,7 @@ def build_torchvision(name: str) -> nn.Module:
     does when it loads them itself; their slow truncated-normal initialisation is left out.
     """
     options = {"transform_input": True, "init_weights": False} if name in _TRANSFORMS_INPUT else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    model: nn.Module = torchvision_models().get_model(name, weights=None, **options)
     return model
 
 

@@ -8,6 +8,7 @@ eagerly, or compiled under one lock, and the reason is kept.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,8 +222,9 @@ def keep_compiled_code(folder: Path | None) -> None:
 
 
 def compilations() -> int:
-    """Return how many graphs Dynamo has compiled in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])  # noqa: SLF001  no public counter
+    """Return how many graphs Dynamo has compiled in this process: none, if it was never imported, which takes 1 s."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])  # no public counter
 
 
 def _locked(model: FlatModel) -> FlatModel:
