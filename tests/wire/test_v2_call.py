@@ -24,7 +24,8 @@ def test_a_request_is_what_the_server_reads():
     assert read.id == "r"
     assert read.rows == 2
     assert read.inline == {}
-    assert list(map(bytes, read.gather(tail, [VALUES, IDS]))) == [values.tobytes(), ids.tobytes()]
+    data = read.gather(tail, [VALUES, IDS])
+    assert {number: bytes(part) for number, part in data.items()} == {0: values.tobytes(), 1: ids.tobytes()}
     assert read.outputs == (v2.WantedOutput("half", binary=True),)
     assert (read.timeout_us, read.priority) == (5, 2)
     assert msgspec.json.decode(call.parts[0])["parameters"] == {"binary_data_output": True, "timeout": 5, "priority": 2}
