@@ -62,12 +62,12 @@ def kept_programs(
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for rows, example in inputs.items():
         path = folder / f"{_key(who, example)}.program"
-        found = _load(path, tensors)
-        if found is None or not _answers_alike(model, found, example, tolerance):
+        found = _load_right(path, tensors, model, example, tolerance)
+        if found is None:
             _make(model, example, path)
             made += 1
-            found = _load(path, tensors)
-            if found is None or not _answers_alike(model, found, example, tolerance):
+            found = _load_right(path, tensors, model, example, tolerance)
+            if found is None:
                 raise NotKept("its compiled program answers otherwise than the model itself")
         programs.add(rows, *found)
     return programs, made
@@ -140,6 +140,14 @@ def _load(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Callable[..., Sequ
     except Exception:  # noqa: BLE001  whatever is wrong with it, it is made anew
         return None
     return program, weights
+
+
+def _load_right(
+    path: Path, tensors: Mapping[str, Tensor], model: nn.Module, example: Sequence[Tensor], tolerance: float
+) -> tuple[Callable[..., Sequence[Tensor]], list[Tensor]] | None:
+    """Return what `_load` does if it answers as the model, else None."""
+    found = _load(path, tensors)
+    return found if found is not None and _answers_alike(model, found, example, tolerance) else None
 
 
 def _answers_alike(

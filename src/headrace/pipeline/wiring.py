@@ -126,15 +126,15 @@ class LaneBuilder:
 
     def _compiled(self, notes: list[str]) -> FlatModel:
         """Return what the lanes call, warm for every bucket."""
+        buffers = self._buffers()
+        inputs = {bucket: [tensor[:bucket] for tensor in buffers] for bucket in self.config.buckets}
         if self.compile and self.keep is not None:
-            buffers = self._buffers()
-            inputs = {bucket: [tensor[:bucket] for tensor in buffers] for bucket in self.config.buckets}
             try:
                 programs, _ = kept_programs(self.model, inputs, self.keep, self.tolerance)
             except NotKept as error:
                 notes.append(f"the compiled model cannot be kept for the next start ({error})")
             else:
-                self._warm(programs)
+                self._warm(programs, inputs)
                 return programs
         if self.compile:
             torch._dynamo.config.recompile_limit = max(  # noqa: SLF001  its public way in; one entry per bucket
@@ -143,24 +143,23 @@ class LaneBuilder:
             )
             model = cast("FlatModel", torch.compile(self.model, fullgraph=True, dynamic=False))
             try:
-                self._warm(model)
+                self._warm(model, inputs)
             except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
                 notes.append(f"the model cannot be compiled, so it runs uncompiled ({describe(error)})")
             else:
                 return model
-        self._warm(self.model)
+        self._warm(self.model, inputs)
         return self.model
 
     def _is_dynamos(self, model: FlatModel) -> bool:
         """Tell whether calling it runs Dynamo's guards, which several threads must not do at once."""
         return model is not self.model and not isinstance(model, Programs)
 
-    def _warm(self, model: FlatModel) -> None:
-        inputs = self._buffers()
+    def _warm(self, model: FlatModel, inputs: Mapping[int, Sequence[Tensor]]) -> None:
         with torch.no_grad():
-            for bucket in self.config.buckets:
+            for example in inputs.values():
                 for _ in range(WARM_CALLS):
-                    model(*(tensor[:bucket] for tensor in inputs))
+                    model(*example)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
