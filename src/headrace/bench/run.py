@@ -288,7 +288,7 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
-    metrics = stats.compute(load.records)
+    metrics = stats.compute(load.records, config.load.bound_s)
     gpu = config.gpu_index
     limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
     copies = config.transport.client == "copy"
