@@ -193,6 +193,22 @@ class LoadConfig:
             f"--duration {self.duration_s}: load {self.kind} says itself how many requests there are",
         )
 
+    @property
+    def words(self) -> str:
+        """Say what was sent, in a few words."""
+        length = f"{self.num_iters} requests" if self.duration_s is None else f"{self.duration_s:g} s"
+        match self.kind:
+            case "burst":
+                return f"{length} in a burst"
+            case "closed":
+                return f"{length} with {self.concurrency} in flight"
+            case "constant":
+                return f"{length} at {self.rate:g} requests/s"
+            case "poisson":
+                return f"{length} of Poisson arrivals at {self.rate:g} requests/s (seed {self.seed})"
+            case "replay":
+                return f"arrivals of {self.arrivals and self.arrivals.name}"
+
     def _require_pair(self, name: str, value: object, kinds: tuple[LoadKind, ...]) -> None:
         """An option and the loads that it belongs to come together or not at all."""
         require(value is not None or self.kind not in kinds, f"--load {self.kind}: needs {name}")
@@ -306,6 +322,11 @@ class RunConfig:
         self.transport.validate()
         if self.target is not None:
             self.target.validate()
+        require(
+            self.transport.name == "queue" or (self.load.concurrency or 0) <= self.transport.ring_slots,
+            f"--concurrency {self.load.concurrency}: more than the ring holds, {self.transport.ring_slots}; raise"
+            " --ring-slots",
+        )
 
     @property
     def row_features(self) -> tuple[int, ...]:

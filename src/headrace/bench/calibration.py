@@ -1,4 +1,4 @@
-"""What the harness itself is worth on a machine: measured against a server of known law, and kept for later runs there."""
+"""What the harness itself is worth on a machine: measured against a server of known law, and kept for later runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def load(path: Path) -> Calibration | None:
     try:
         return msgspec.json.decode(data, type=Calibration)
     except msgspec.MsgspecError as error:
-        raise OutputError(f"{path}: is no calibration of version {SCHEMA_VERSION} ({error}); calibrate again") from error
+        raise OutputError(
+            f"{path}: is no calibration of version {SCHEMA_VERSION} ({error}); calibrate again"
+        ) from error
 
 
 def save(calibration: Calibration, path: Path) -> None:

@@ -158,7 +158,7 @@ class TargetFacts:
     client_cpu_share: tuple[float, ...]  # of a core, by generator, while it sent
     server_success: int | None = None  # what the server counted meanwhile; None where it does not say
     server_fail: int | None = None
-    repeated_speed: float | None = None  # median time of first asking over that of asking again, one by one
+    repeated_speed: float | None = None  # a payload's first answer over its second, in time; what 9 of 10 exceed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,13 +46,13 @@ def server_counts(client_answered: int, server_answered: int | None) -> list[str
     if server_answered is None or server_answered == client_answered:
         return []
     return [
-        f"the server counted {server_answered} answers and {client_answered} arrived; another client, or a count that is"
-        " wrong"
+        f"the server counted {server_answered} answers and {client_answered} arrived; another client, or a count"
+        " that is wrong"
     ]
 
 
 def ordered(records: Records) -> list[str]:
-    """No request that was answered was sent before it was due, or answered before it was sent; its stages follow in order.
+    """No request that was answered was sent before it was due, or answered before it was sent; its stages are in order.
 
     Stages of one request that follow each other sum to its latency. 0 stands for a stage that was not reached.
     """
@@ -73,7 +73,7 @@ def ordered(records: Records) -> list[str]:
 
 def mean_between(name: str, times: Distribution | None) -> list[str]:
     """A mean lies between the smallest and the largest value; one famous log printed 24 s where p50 was 335."""
-    if times is None or times.min <= times.mean * (1 + 1e-9) and times.mean <= times.max * (1 + 1e-9):
+    if times is None or (times.min <= times.mean * (1 + 1e-9) and times.mean <= times.max * (1 + 1e-9)):
         return []
     return [f"the mean {name} is {times.mean:g} s, outside of {times.min:g} to {times.max:g} s"]
 
@@ -129,23 +129,23 @@ def slip(issue_delay: Distribution | None, response: Distribution | None) -> lis
     if issue_delay.p99 <= limit_s:
         return []
     return [
-        f"the client was late: issue delay p99 {issue_delay.p99 * 1e3:.3g} ms, of {limit_s * 1e3:.3g} ms that go unseen, and"
-        f" {issue_delay.max * 1e3:.3g} ms at most; response time holds, service time leaves it out"
+        f"the client was late: issue delay p99 {issue_delay.p99 * 1e3:.3g} ms, of {limit_s * 1e3:.3g} that go unseen,"
+        f" and {issue_delay.max * 1e3:.3g} ms at most; response time holds, service time leaves it out"
     ]
 
 
 def client_limited(
     rate: float | None, response: Distribution | None, payload_bytes: float, calibration: Calibration | None
 ) -> list[str]:
-    """The harness was not the limit: half of what it can do is enough, and its own latency is small beside what it saw."""
+    """The harness was not the limit: half of what it can do is enough, and its own latency is small beside the rest."""
     if calibration is None:
         return ["not calibrated on this machine: what the harness adds is unknown; run headrace calibrate"]
     own = calibration.ceiling(payload_bytes)
     reasons = []
     if rate is not None and rate > SHARE_OF_CEILING * own.requests_per_s:
         reasons.append(
-            f"client-limited: {rate:,.0f} requests/s are {rate / own.requests_per_s:.0%} of the {own.requests_per_s:,.0f} that"
-            " the harness reaches here with such payloads"
+            f"client-limited: {rate:,.0f} requests/s are {rate / own.requests_per_s:.0%} of the"
+            f" {own.requests_per_s:,.0f} that the harness reaches here with such payloads"
         )
     if response is not None and response.p99 < TIMES_OWN_P99 * own.p99_s:
         reasons.append(
@@ -177,5 +177,3 @@ def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: i
 def requests_per_s(metrics: Metrics) -> float | None:
     """Return the rate of all measured requests, answered or not."""
     return metrics.requests / metrics.window_s if metrics.window_s else None
-
-

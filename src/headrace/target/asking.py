@@ -187,23 +187,31 @@ class GrpcAsker:
         self._channel.close()
 
     def _call(self, name: str, message: bytes) -> bytes:
-        call = self._channel.unary_unary(SERVICE + name)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(SERVICE + name)
         try:
             answer: bytes = call(message, timeout=self._target.request_timeout_s)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            if error.code() == grpc.StatusCode.UNAVAILABLE:
-                raise Unreachable(f"{self._url}: no server answers there ({error.details()})") from error
-            kind = UnknownModel if error.code() == grpc.StatusCode.NOT_FOUND else RunFailed
-            raise kind(f"{self._url}: {name}: {error.code().name}: {error.details()}") from error
+            code, details = status_of(error)
+            if code == grpc.StatusCode.UNAVAILABLE:
+                raise Unreachable(f"{self._url}: no server answers there ({details})") from error
+            kind = UnknownModel if code == grpc.StatusCode.NOT_FOUND else RunFailed
+            raise kind(f"{self._url}: {name}: {code.name}: {details}") from error
         return answer
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """Return the code and the words of a call's error: grpcio's are calls too, which their type does not say."""
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    if code is None or details is None:
+        return grpc.StatusCode.UNKNOWN, str(error)
+    return code(), details() or ""
 
 
 def decode_message(message: bytes) -> tuple[Output, ...]:
     """Read a ModelInferResponse whose outputs are raw. Raises TransportFailed for what is none."""
     try:
         response = pb.ModelInferResponse.FromString(message)
-    except Exception as error:  # noqa: BLE001  DecodeError's module differs between protobuf's implementations
+    except Exception as error:
         raise TransportFailed(f"the answer is no ModelInferResponse: {error}") from error
     if len(response.raw_output_contents) != len(response.outputs):
         raise TransportFailed("the answer has outputs that are not raw; typed lists are not read here")

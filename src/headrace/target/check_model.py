@@ -1,4 +1,4 @@
-"""The eager model's own answers to the payloads, made before the run in a process of its own: the only one with torch."""
+"""The eager model's own answers to the payloads, made before the run in a process of its own, which has torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from headrace.errors import ModelError
 from headrace.model.source import resolve
 from headrace.processes import become_child, describe, failures_reported
-from headrace.target.jobs import CheckJob, Checked
+from headrace.target.jobs import Checked, CheckJob
 
 Array = npt.NDArray[Any]
 
@@ -24,14 +24,15 @@ def run_check_model(job: CheckJob) -> None:
     report: Connection = job.report
     with failures_reported(report, "computing the right answers failed"):
         outputs = eager_outputs(job.model, job.payloads, job.bfloat16)
-        np.savez(job.output, **{f"{at}/{name}": array for at, each in enumerate(outputs) for name, array in each.items()})
+        arrays = {f"{number}/{name}": array for number, each in enumerate(outputs) for name, array in each.items()}
+        np.savez(job.output, **arrays)  # type: ignore[arg-type]
         report.send(Checked())
 
 
 def eager_outputs(
     name: str, payloads: Sequence[Mapping[str, Array]], bfloat16: frozenset[str] = frozenset()
 ) -> list[dict[str, Array]]:
-    """Return the model's outputs to each payload, by position ("0", "1", ...) or by the names that it gives them itself.
+    """Return the model's outputs to each payload, by position ("0", "1", ...) or by the names that it gives them.
 
     Inputs go in by position, in the server's order. Raises ModelError.
     """
@@ -60,7 +61,9 @@ def _named(output: object) -> dict[str, Array]:
     elif isinstance(output, tuple | list):
         items = [(str(number), value) for number, value in enumerate(output)]
     else:
-        raise ModelError(f"the model returned a {type(output).__name__}; tensors, alone, in order or by name, are wanted")
+        raise ModelError(
+            f"the model returned a {type(output).__name__}; tensors, alone, in order or by name, are wanted"
+        )
     return {name: _numbers(value) for name, value in items}
 
 

@@ -1,4 +1,4 @@
-"""What is going on, in memory that generators write and the display reads: nothing measured is displayed by what measures.
+"""What goes on, in memory that generators write and the display reads: who measures does not display.
 
 Latencies are counted in buckets that are at most 1/8 of their values wide: good enough to look at, and never reported.
 """

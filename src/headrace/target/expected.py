@@ -17,8 +17,8 @@ from headrace.client.arrays import as_output
 from headrace.wire.v2_call import Output
 
 Array = npt.NDArray[Any]
-# Largest relative L2 error of a right row, by the output's type. A server may batch a request with others, which sums in
-# another order, and compute float32 in TF32 (2^-11 a product) or, behind a float32 output, in 16 bits (2^-8).
+# Largest relative L2 error of a right row, by the output's type. A server may batch a request with others, which sums
+# in another order, and compute float32 in TF32 (2^-11 a product) or, behind a float32 output, in 16 bits (2^-8).
 TOLERANCES = {"float64": 1e-6, "float32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
 
 

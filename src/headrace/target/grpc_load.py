@@ -1,7 +1,7 @@
 """Requests over gRPC, by grpcio: messages are bytes that were made beforehand, and answers come as callbacks.
 
-grpcio's threads take the answers, and share an interpreter lock with the one that keeps the plan: what that costs shows as
-issue delay. A channel is one connection.
+grpcio's threads take the answers, and share an interpreter lock with the one that keeps the plan: what that costs
+shows as issue delay. A channel is one connection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import grpc
 
 from headrace.clock import NS_PER_S, now_ns
 from headrace.errors import Unreachable
-from headrace.target.asking import LARGEST_MESSAGE, SERVICE, host_and_port
+from headrace.target.asking import LARGEST_MESSAGE, SERVICE, host_and_port, status_of
 from headrace.target.payloads import open_bodies
 from headrace.target.polling import SPIN_NS
 from headrace.target.sending import GeneratorJob, Sending
@@ -36,6 +36,7 @@ class GrpcLoad:
         self._timeout_s = job.target.request_timeout_s
         limit = max(1, job.target.connections // job.target.generators)
         self._channels: list[grpc.Channel] = []
+        self._calls: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = []
         self.most_connections = min(limit, -(-(sending.concurrency or STREAMS * 4) // STREAMS))
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
@@ -87,7 +88,7 @@ class GrpcLoad:
             self._sending.sent(number, now_ns())
         call.future(message, timeout=self._timeout_s).add_done_callback(partial(self._done, number))
 
-    def _done(self, number: int, call: grpc.Future) -> None:
+    def _done(self, number: int, call: grpc.Future[bytes]) -> None:
         at_ns = now_ns()
         error = call.exception()
         with self._ended:
@@ -99,10 +100,10 @@ class GrpcLoad:
         self._follow(at_ns)
 
     def _failed(self, number: int, at_ns: int, error: Exception) -> None:
-        code = error.code() if isinstance(error, grpc.Call) else None
-        text = f"{code.name}: {error.details()}" if isinstance(error, grpc.Call) and code else str(error)
+        code, details = status_of(error)
+        text = f"{code.name}: {details}"
         if code in _LOST:
-            self._sending.lost(number, text)
+            self._sending.lost(text)
         else:
             self._sending.failed(number, at_ns, text, shed=code in _SHED)
 
@@ -111,5 +112,3 @@ def _sleep_until(moment_ns: int) -> None:
     while (left_ns := moment_ns - now_ns()) > 0:
         if left_ns > SPIN_NS:
             time.sleep(min((left_ns - SPIN_NS) / NS_PER_S, LONGEST_SLEEP_S))
-
-

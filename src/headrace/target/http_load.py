@@ -1,7 +1,7 @@
 """Requests over HTTP/1.1: raw sockets, kept alive, and one thread that waits for all of them and for the plan.
 
-Bodies are sent from the memory that all generators share. `sendfile` from it was tried against `sendmsg` and was no faster
-on loopback, so there is one way only.
+Bodies are sent from the memory that all generators share. `sendfile` from it was tried against `sendmsg` and was no
+faster on loopback, so there is one way only.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class HttpLoad:
         if before_start:
             raise Unreachable(f"no connection to the server ({why}); is it still there?")
         if self._waiting:
-            self._end_lost(self._waiting.popleft(), f"no connection ({why})")
+            self._waiting.popleft()
+            self._end_lost(f"no connection ({why})")
 
     def free(self, connection: _Connection) -> None:
         """Take a connection that can carry a request."""
@@ -161,14 +162,14 @@ class HttpLoad:
         was_open = connection.connected
         self._drop(connection)
         if number is not None:
-            self._end_lost(number, why)
+            self._end_lost(why)
         elif not was_open:
             self._no_connection(why)
         if self._waiting and len(self._connections) < self._limit:
             self._connect(blocking=False)
 
-    def _end_lost(self, number: int, why: str) -> None:
-        self._sending.lost(number, why)
+    def _end_lost(self, why: str) -> None:
+        self._sending.lost(why)
         self._follow(now_ns())
 
     def _drop(self, connection: _Connection) -> None:
@@ -191,14 +192,12 @@ class HttpLoad:
                 self.broken(connection, number, self._timeout_text)
         recorder = self._sending.recorder
         while self._waiting and recorder.scheduled[self._waiting[0]] + self._timeout_ns < now:
-            self._end_lost(self._waiting.popleft(), f"no connection, and {self._timeout_text}")
+            self._waiting.popleft()
+            self._end_lost(f"no connection, and {self._timeout_text}")
 
 
 class _Connection:
     """One request at a time. httptools calls the methods that begin with `on_`."""
-
-    __slots__ = ("_load", "_parser", "_watched", "_whole", "body", "connected", "header_bytes", "number", "peer")
-    __slots__ += ("status", "unsent")
 
     def __init__(self, peer: socket.socket, load: HttpLoad, *, connected: bool) -> None:
         self.peer = peer
@@ -207,7 +206,7 @@ class _Connection:
         self.unsent: list[bytes | memoryview] = []
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
-        self._whole = False
+        self._whole = self._keep = False
         self._watched = IN
         self.on_message_begin()
 
@@ -232,6 +231,7 @@ class _Connection:
 
     def on_message_complete(self) -> None:
         self._whole = self.status >= 200  # 100 is not the answer yet
+        self._keep = self._parser.should_keep_alive()  # asked later, the parser always says no
 
     def send(self, number: int, head: bytes, body: memoryview) -> None:
         self.number = number
@@ -298,7 +298,7 @@ class _Connection:
         if number is None:
             self._break("an answer to nothing")
             return
-        keep = self._parser.should_keep_alive() and not self.unsent
+        keep = self._keep and not self.unsent
         self._load.completed(self, number, at_ns, keep=keep)
 
     def _break(self, why: str) -> None:

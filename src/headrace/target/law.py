@@ -69,7 +69,7 @@ class Law:
 
 
 class Queue:
-    """When each request is done: the recursion of Lindley (1952), and of Kiefer and Wolfowitz (1955) for several servers.
+    """When each request is done: Lindley's recursion (1952), Kiefer and Wolfowitz's (1955) for several servers.
 
     Work that a stall meets goes on after it.
     """

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from headrace.bench.calibration import Calibration
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
 from headrace.clock import now_ns, seconds
@@ -75,7 +76,7 @@ def target_table(summary: RunSummary) -> Table:
     """Return what a run showed, a line per metric, with the definition beside each number."""
     metrics, facts = summary.metrics, summary.target
     assert facts is not None
-    table = Table(title=f"{summary.experiment}: {_load(summary)}", title_justify="left", title_style="bold")
+    table = Table(title=f"{summary.experiment}: {summary.options.load.words}", title_justify="left", title_style="bold")
     for name, justify in (("metric", "left"), ("value", "right"), ("what it is", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.add_row("throughput", _number(metrics.throughput_samples_per_s, "samples/s"), "answered / measured time")
@@ -88,7 +89,9 @@ def target_table(summary: RunSummary) -> Table:
     table.add_row("first answer", _number(metrics.warmup_latency_s, "s"), "to the first request of all")
     table.add_section()
     counts = f"{metrics.errors} / {metrics.wrong} / {metrics.shed} / {metrics.unanswered}"
-    table.add_row("not answered well", counts, f"errors / wrong / refused / no answer, of {metrics.requests:,} requests")
+    table.add_row(
+        "not answered well", counts, f"errors / wrong / refused / no answer, of {metrics.requests:,} requests"
+    )
     server = "-" if facts.server_success is None else f"{facts.server_success:,}"
     table.add_row("server's count", server, "requests that it says it answered")
     check = summary.answers
@@ -96,19 +99,11 @@ def target_table(summary: RunSummary) -> Table:
         table.add_row(
             "right answers",
             f"{check.checked_rows - check.wrong_rows:,} of {check.checked_rows:,}",
-            f"rows equal to {facts.compared_with}; largest error {check.max_error:.1e} of {check.tolerance:.0e} allowed",
+            f"rows equal to {facts.compared_with}; error {check.max_error:.1e} of {check.tolerance:.0e} allowed",
         )
     shares = " / ".join(f"{share:.0%}" for share in facts.client_cpu_share)
     table.add_row("client CPU", shares, f"of a core, by generator; {facts.connections} connections at most")
     return table
-
-
-def _load(summary: RunSummary) -> str:
-    load, target = summary.options.load, summary.options.target
-    assert target is not None
-    words = {"closed": f"{load.concurrency} in flight", "burst": "all at once"}
-    rate = f"{load.rate:g} requests/s, {load.kind}" if load.rate else load.kind
-    return f"{words.get(load.kind, rate)}, {target.generators} generators"
 
 
 def _short(value_s: float | None) -> str:
@@ -123,3 +118,33 @@ def _spread(times: Distribution | None) -> str:
     if times is None:
         return "-"
     return " / ".join(f"{value * 1e3:.4g}" for value in (times.p50, times.p90, times.p99, times.max)) + " ms"
+
+
+def calibration_tables(made: Calibration) -> tuple[Table, ...]:
+    """Return what a calibration says: how far off it was, how late, and how much it can do."""
+    errors = Table(title="measured against truth", title_justify="left", title_style="bold")
+    for name in ("law", "requests/s", "bytes", "true p50, p99", "p50 off by", "p99 off by", "throughput off by"):
+        errors.add_column(name, justify="left" if name == "law" else "right", overflow="fold")
+    for each in made.recovered:
+        errors.add_row(
+            each.law,
+            f"{each.rate:g}",
+            f"{each.payload_bytes:,}",
+            f"{each.true_p50_s * 1e3:.4g}, {each.true_p99_s * 1e3:.4g} ms",
+            *(f"{error:+.2%}" for error in (each.p50_error, each.p99_error, each.throughput_error)),
+        )
+    slip = made.slip
+    late = " / ".join(f"{value * 1e6:,.1f}" for value in (slip.p50, slip.p90, slip.p99, slip.max))
+    ceilings = Table(
+        title=f"ceiling; sent late by {late} us: p50, p90, p99, max", title_justify="left", title_style="bold"
+    )
+    for name in ("bytes", "requests/s", "bytes/s", "one by itself: p50, p99"):
+        ceilings.add_column(name, justify="right")
+    for ceiling in made.ceilings:
+        ceilings.add_row(
+            f"{ceiling.payload_bytes:,}",
+            f"{ceiling.requests_per_s:,.0f}",
+            f"{ceiling.requests_per_s * ceiling.payload_bytes / 1e9:.3g} GB/s",
+            f"{ceiling.p50_s * 1e3:.3g}, {ceiling.p99_s * 1e3:.3g} ms",
+        )
+    return errors, ceilings

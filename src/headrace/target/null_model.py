@@ -1,4 +1,4 @@
-"""The null server's model: it answers a row with a fingerprint of it, so that a wrong answer can be told from a right one.
+"""The null server's model: it answers a row with a fingerprint of it, so that wrong answers can be told.
 
 Spoken is KServe v2 over HTTP, JSON and binary tensors.
 """
@@ -70,17 +70,22 @@ class NullModel:
         """Return the answer to a body, and a number that tells inputs apart. What is no request gets status 400."""
         try:
             request = _decode(body[:header_bytes])
-            (tensor,) = request.inputs
-            data = _raw(tensor) if tensor.data is not None else memoryview(body)[header_bytes or len(body) :]
-            rows = tensor.shape[0]
-            size = self._features * 4
-            if tensor.shape != [rows, self._features] or len(data) != rows * size or rows < 1:
-                raise ValueError(f"input has {len(data)} bytes and shape {tensor.shape}, not [rows, {self._features}]")
+            data = self._data(request, body, header_bytes)
         except (msgspec.MsgspecError, ValueError, IndexError) as error:
             return Reply(400, msgspec.json.encode({"error": str(error)})), 0
+        size = self._features * 4
         prints = [_fingerprint(data[at : at + size]) for at in range(0, len(data), size)]
         values = _values([~each & 0xFFFFFFFF for each in prints] if wrong else prints)
         return _reply(request, values), hash(tuple(prints))
+
+    def _data(self, request: _Request, body: bytes, header_bytes: int | None) -> memoryview:
+        """Return the rows' bytes. Raises ValueError or IndexError for what the model does not take."""
+        (tensor,) = request.inputs
+        data = _raw(tensor) if tensor.data is not None else memoryview(body)[header_bytes or len(body) :]
+        rows = tensor.shape[0]
+        if tensor.shape != [rows, self._features] or len(data) != rows * self._features * 4 or rows < 1:
+            raise ValueError(f"input has {len(data)} bytes and shape {tensor.shape}, not [rows, {self._features}]")
+        return data
 
 
 def _raw(tensor: _Tensor) -> memoryview:

@@ -1,7 +1,7 @@
 """A server whose law is known: what a load generator says of it can be compared with what happened.
 
-One process, one thread: requests are read whole, queue by `law.Queue`, and are answered at the moment that it says, whose
-last stretch is spun. Every request is logged: when its last byte was read, when it was due, when it was answered.
+One process, one thread: requests are read whole, queue by `law.Queue`, and are answered at the moment that it says,
+whose last stretch is spun. Every request is logged: when its last byte was read, when it was due, when it was answered.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ LOG_DTYPE = np.dtype(
     ]
 )
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 503: b"Service Unavailable"}
+_SERVER = b'{"name":"headrace-null","version":"1","extensions":["binary_tensor_data","statistics"]}'
 _HEADER_LENGTH = b"inference-header-content-length"
 
 Log = npt.NDArray[np.void]  # of LOG_DTYPE
@@ -91,7 +92,7 @@ class _Counts:
 
     def add(self, *values: int) -> int:
         self.log.extend(values)
-        return len(self.log) - len(LOG_DTYPE)
+        return len(self.log) - len(values)
 
     def as_npy(self) -> bytes:
         file = io.BytesIO()
@@ -191,13 +192,11 @@ class NullServer:
             return Reply(200, self._counts.as_npy())
         if path.endswith("/stats"):
             return Reply(200, self._statistics())
-        if path in ("/v2", "/v2/"):
-            return Reply(200, b'{"name":"headrace-null","version":"1","extensions":["binary_tensor_data","statistics"]}')
         if path.startswith("/v2/health/") or path.endswith("/ready"):
             return Reply(200, b"")
-        if path.split("/")[:4] == ["", "v2", "models", MODEL]:
-            return Reply(200, self._model.metadata())
-        return Reply(404, b'{"error":"there is no such thing here"}')
+        known = {"/v2": _SERVER, f"/v2/models/{MODEL}": self._model.metadata()}
+        told = known.get(path.removesuffix("/versions/1"))
+        return Reply(404, b'{"error":"there is no such thing here"}') if told is None else Reply(200, told)
 
     def _statistics(self) -> bytes:
         def times(count: int) -> dict[str, int]:

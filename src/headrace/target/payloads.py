@@ -130,11 +130,11 @@ def _random(declared: Declared, shape: tuple[int, ...], int_range: tuple[int, in
         return generator.standard_normal(shape, dtype=np.float32).astype(dtype)
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)
-    limits = np.iinfo(dtype)
+    limits = np.iinfo(dtype.name)
     least, most = int_range
     if least < limits.min or most > limits.max:
         raise InputError(
-            f"--int-range {least} {most}: input {declared.name} is {declared.datatype}, from {limits.min} to {limits.max}"
+            f"--int-range {least} {most}: input {declared.name} is {declared.datatype}, {limits.min} to {limits.max}"
         )
     return generator.integers(least, most, shape, dtype=dtype, endpoint=True)
 
@@ -167,5 +167,5 @@ def read_arrays(path: Path, option: str) -> Mapping[str, Array]:
 
 def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
-    while len(view):
+    while view:
         view = view[os.write(descriptor, view) :]

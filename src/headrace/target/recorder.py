@@ -57,8 +57,8 @@ class Recorder:
             for column in (times, answers, statuses):
                 column.fill(0)
         self._times, self._answers, self._statuses = times, answers, statuses
-        self.scheduled, self.issued, self.completed = (memoryview(column) for column in times)
-        self.answer, self.status = memoryview(answers), memoryview(statuses)
+        self.scheduled, self.issued, self.completed = (column.data for column in times)
+        self.answer, self.status = answers.data, statuses.data
 
     def save(self, path: Path, count: int, payload: Rows) -> None:
         """Write the first `count` rows; `payload` says what each carried."""

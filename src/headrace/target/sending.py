@@ -72,7 +72,7 @@ class Sending:
     def start(self, start_ns: int) -> None:
         """Begin at that moment."""
         if self.offsets is not None:
-            self._due = memoryview(self.offsets + start_ns)
+            self._due = (self.offsets + start_ns).data
         elif self._duration_ns is not None:
             self._end_ns = start_ns + self._duration_ns
 
@@ -119,7 +119,7 @@ class Sending:
         if not shed:
             self._tell(text)
 
-    def lost(self, number: int, text: str) -> None:
+    def lost(self, text: str) -> None:
         """No answer: the connection is gone, or the time is up."""
         self.ended += 1
         self._words[FAILED] += 1
