@@ -62,7 +62,7 @@ def run_null_server(job: NullJob) -> None:
     with failures_reported(job.report, "the null server failed"):
         listener = listen("127.0.0.1", 0)
         job.report.send(Listening(listener.getsockname()[1]))
-        NullServer(job.law, listener).serve()
+        NullServer(job.law, listener, honest=True).serve()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -101,10 +101,14 @@ class _Counts:
 
 
 class NullServer:
-    """Serves the law on a listening socket."""
+    """Serves the law on a listening socket.
 
-    def __init__(self, law: Law, listener: socket.socket) -> None:
+    An honest one answers all and rightly until it is reset, so that a run of ours can ask what is right beforehand.
+    """
+
+    def __init__(self, law: Law, listener: socket.socket, *, honest: bool = False) -> None:
         self._law = law
+        self._honest = honest
         self._services, self._fates = law.service_times_ns(), law.fates()
         self._model = NullModel(law.input_bytes)
         self._listener = listener
@@ -167,7 +171,7 @@ class NullServer:
     def _infer(self, connection: _Connection, body: bytes, header_bytes: int | None, arrived_ns: int) -> None:
         number = self._number % DRAWS
         self._number += 1
-        fate, service_ns = self._fates[number], self._services[number]
+        fate, service_ns = Fate.ANSWER if self._honest else self._fates[number], self._services[number]
         if fate == Fate.SHED:
             place = self._counts.add(arrived_ns, 0, arrived_ns, 0, fate)
             self._answer(connection, place, Reply(503, b'{"error":"shed, as the law says"}'))
@@ -186,6 +190,7 @@ class NullServer:
 
     def _tell(self, path: str) -> Reply:
         if path == RESET_PATH:
+            self._honest = False
             self._reset()
             return Reply(200, b"{}")
         if path == LOG_PATH:
