@@ -1,10 +1,9 @@
 """Real generators against a null server of known law: what is measured is what happened, and what is wrong is named.
 
-The machine may be busy with other things, so what was measured is held against the null server's own log of arrivals and
-answers, and not against a clock on the wall.
+The machine may be busy with other things, so what was measured is held against the null server's own log of arrivals
+and answers, and not against a clock on the wall.
 """
 
-import os
 import signal
 
 import numpy as np
@@ -70,7 +69,7 @@ def test_a_plan_is_kept_by_several_generators(tmp_path):
 
 
 def test_a_stall_shows_in_response_times_whole(tmp_path):
-    """200 requests/s and a stall of 2 s: p99 is near the stall, where a tool that stamps at sending shows milliseconds."""
+    """200 requests/s and a stall of 2 s: p99 is near 2 s, where a tool that stamps at sending shows milliseconds."""
     load = LoadConfig(kind="constant", rate=200, duration_s=5)
     outcome = measure(tmp_path, "null://fixed?service=2ms&stall=2s&stall_at=1s", load, connections=16)
     seen = answered(outcome)
@@ -211,7 +210,7 @@ def test_the_folder_is_as_any_runs(tmp_path):
     assert table.column("phase").to_pylist() == ["first"] + ["warm_up"] * 7 + ["measured"] * 10
     assert table.column("index").to_pylist() == list(range(18))
     assert table.column("batch").to_pylist()[8:] == [number % 4 for number in range(10)]
-    assert sorted(os.listdir(tmp_path / "run")) == ["requests.parquet", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["requests.parquet", "summary.json"]
 
 
 def test_the_same_input_may_be_sent_all_the_time(tmp_path):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from headrace.bench.calibration import Calibration
 from headrace.bench.record import STATUSES, Records
 from headrace.bench.stats import Distribution, Metrics
+from headrace.clock import NS_PER_S
 from headrace.config import OPEN_LOADS, LoadKind
 
 LITTLE_TOLERANCE = 0.01
@@ -78,12 +79,12 @@ def mean_between(name: str, times: Distribution | None) -> list[str]:
     return [f"the mean {name} is {times.mean:g} s, outside of {times.min:g} to {times.max:g} s"]
 
 
-def little(issued: Moments, completed: Moments, tolerance: float = LITTLE_TOLERANCE) -> list[str]:
+def little(issued: Moments, completed: Moments, mean_s: float | None) -> list[str]:
     """Little's law: mean number in flight = rate * mean time, the first found by integrating over the run.
 
-    Takes answered requests only, each at one place of both arrays.
+    Takes the answered requests, each at one place of both arrays, and the mean service time that is reported of them.
     """
-    if len(issued) < 2:
+    if len(issued) < 2 or mean_s is None:
         return []
     moments = np.concatenate([issued, completed])
     steps = np.concatenate([np.ones(len(issued)), -np.ones(len(completed))])
@@ -93,9 +94,8 @@ def little(issued: Moments, completed: Moments, tolerance: float = LITTLE_TOLERA
         return [f"{len(issued)} requests took no time together"]
     in_flight = np.cumsum(steps[order])[:-1]
     number = float((in_flight * np.diff(moments[order])).sum()) / span_ns
-    mean_ns = float((completed.astype(np.float64) - issued.astype(np.float64)).mean())
-    expected = len(issued) / span_ns * mean_ns
-    if abs(number - expected) <= tolerance * max(number, expected):
+    expected = len(issued) / span_ns * mean_s * NS_PER_S
+    if abs(number - expected) <= LITTLE_TOLERANCE * max(number, expected):
         return []
     return [f"Little's law does not hold: {number:.4g} in flight on average, rate times mean time is {expected:.4g}"]
 
@@ -166,7 +166,7 @@ def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: i
         *ordered(records),
         *mean_between("response time", metrics.response_time),
         *mean_between("service time", metrics.service_time),
-        *little(answered["issued_ns"], answered["completed_ns"]),
+        *little(answered["issued_ns"], answered["completed_ns"], metrics.service_time and metrics.service_time.mean),
     ]
     marks = backlog(records["scheduled_ns"], records["completed_ns"]) if load in OPEN_LOADS else []
     if load in OPEN_LOADS:
