@@ -160,13 +160,14 @@ def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: i
     right = records["status"] == STATUSES.index("ok")
     wrong = records["status"] == STATUSES.index("wrong")
     answered = records[right | wrong]
+    mean_s = None if metrics.service_time is None else metrics.service_time.mean
     voids = [
         *conserved(metrics, int(right.sum())),
         *server_counts(len(answered), server_answered),
         *ordered(records),
         *mean_between("response time", metrics.response_time),
         *mean_between("service time", metrics.service_time),
-        *little(answered["issued_ns"], answered["completed_ns"], metrics.service_time and metrics.service_time.mean),
+        *little(answered["issued_ns"], answered["completed_ns"], mean_s),
     ]
     marks = backlog(records["scheduled_ns"], records["completed_ns"]) if load in OPEN_LOADS else []
     if load in OPEN_LOADS:
