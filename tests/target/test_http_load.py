@@ -1,13 +1,15 @@
-"""The generator's HTTP: whatever a server does with the connection, each request ends once, and what happened is named."""
+"""The generator's HTTP: whatever a server does with the connection, each request ends once, and is named."""
 
+import contextlib
+import itertools
 import socket
 import threading
-from contextlib import contextmanager
 
 import msgspec
 import numpy as np
 import pytest
 
+from headrace.clock import now_ns
 from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import Unreachable
 from headrace.target.counters import shared_words, words_of
@@ -46,47 +48,50 @@ FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nfull"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\noops"
 
 
-@contextmanager
-def answering(*answers, reads_body=True):
-    """Answer the requests of each connection with these, in turn; None closes it."""
-    listener = socket.create_server(("127.0.0.1", 0))
+class Answering:
+    """A server that answers with these in turn, whatever the connection; None closes it."""
 
-    def serve(peer):
-        with peer:
+    def __init__(self, answers, reads_body):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self._answers = itertools.cycle(answers)
+        self._reads_body = reads_body
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
             while True:
-                data = b""
-                while b"\r\n\r\n" not in data:
-                    part = peer.recv(65536)
-                    if not part:
-                        return
-                    data += part
-                head, _, body = data.partition(b"\r\n\r\n")
-                size = int(head.lower().rpartition(b"content-length: ")[2].split(b"\r\n")[0])
-                while reads_body and len(body) < size:
-                    body += peer.recv(65536)
-                with lock:
-                    answer = answers[next(turn) % len(answers)]
+                threading.Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
+
+    def _serve(self, peer):
+        with peer, peer.makefile("rb") as file, contextlib.suppress(OSError):
+            while size := self._body_bytes(file):
+                file.read(size if self._reads_body else 0)
+                answer = next(self._answers)
                 if answer is None:
                     return
                 for at in range(0, len(answer), 50):  # in pieces
                     peer.sendall(answer[at : at + 50])
-                if b"Connection: close" in answer or not reads_body:
+                if b"Connection: close" in answer or not self._reads_body:
                     return
 
-    def accept():
-        while True:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(peer,), daemon=True).start()
+    def _body_bytes(self, file):
+        """Read a request's head; return how long its body is, 0 at the end of the connection."""
+        size = 0
+        for line in iter(file.readline, b""):
+            if line == b"\r\n":
+                return size
+            name, _, value = line.partition(b": ")
+            size = int(value) if name == b"Content-Length" else size
+        return 0
 
-    lock, turn = threading.Lock(), iter(range(10**6))
-    threading.Thread(target=accept, daemon=True).start()
+
+@contextlib.contextmanager
+def answering(*answers, reads_body=True):
+    server = Answering(answers, reads_body)
     try:
-        yield listener.getsockname()[1]
+        yield server.listener.getsockname()[1]
     finally:
-        listener.close()
+        server.listener.close()
 
 
 def sent(port, load, *, body=b"{}1234", connections=8, timeout_s=20.0):
@@ -107,7 +112,7 @@ def sent(port, load, *, body=b"{}1234", connections=8, timeout_s=20.0):
     generator = HttpLoad(job, sending)
     try:
         generator.open()
-        generator.run(0)
+        generator.run(now_ns())
     finally:
         generator.close()
         bodies.close()
