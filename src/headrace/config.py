@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from headrace.addresses import require_host, require_origin
 from headrace.errors import InvalidOption
 from headrace.option_fields import check_options, option
 
@@ -347,6 +348,20 @@ class ServeConfig:
     tls_client_ca: Path | None = option(
         None, "let in only clients with a certificate that this signed, PEM", metavar="FILE", group="connections"
     )
+    allow_origin: tuple[str, ...] | None = option(
+        None,
+        "web pages that are let in, as SCHEME://HOST:PORT; * for all",
+        metavar="ORIGIN",
+        computed="only the server's own",
+        group="connections",
+    )
+    allow_host: tuple[str, ...] | None = option(
+        None,
+        "other names by which clients ask for the server; once any is given, the rest is refused on every address",
+        metavar="NAME",
+        computed="on this machine only, its own; elsewhere any",
+        group="connections",
+    )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
     @property
@@ -383,6 +398,10 @@ class ServeConfig:
         self._validate_connections()
 
     def _validate_connections(self) -> None:
+        for origin in self.allow_origin or ():
+            require_origin(origin)
+        for host in self.allow_host or ():
+            require_host(host)
         require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
         require(
             self.tls_client_ca is None or self.tls_cert is not None,

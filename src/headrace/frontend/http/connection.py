@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
-from headrace.frontend.http.answers import Reply, encoded, error_reply, pieces, reply_of
+from headrace.frontend.http.answers import Headers, Reply, encoded, error_reply, pieces, reply_of
 from headrace.frontend.http.body import Body
 from headrace.frontend.http.head import HEAD_BYTES, Head, Refused, parse_head
 from headrace.frontend.http.routes import HEALTH
+from headrace.frontend.http.visitors import preflight
 
 if TYPE_CHECKING:
     from headrace.frontend.auth import Tokens
     from headrace.frontend.http.infer import Infer
     from headrace.frontend.http.routes import Routes
     from headrace.frontend.http.stream import Stream
+    from headrace.frontend.http.visitors import Visitors
     from headrace.frontend_job import HttpSettings
 
 SMALL_BYTES = 1 << 20  # of a body that is no infer request
@@ -31,6 +33,7 @@ class Answerer:
     routes: Routes
     infer: Infer
     tokens: Tokens | None  # None: everybody is let in
+    visitors: Visitors
     stopping: bool = False  # answers close their connections
 
 
@@ -42,6 +45,7 @@ class Exchange:
         self.body = body
         self.keep_alive = head.keep_alive  # the next request can be read
         self.is_answered = False
+        self.visitor_headers: Headers = ()  # for the page that asks
         self._stream = stream
         self._shared = shared
 
@@ -53,6 +57,8 @@ class Exchange:
         if reply is None:
             return
         self.is_answered = True
+        if self.visitor_headers:
+            reply = Reply(reply.status, (*reply.headers, *self.visitor_headers), reply.body, reply.tensors)
         self.keep_alive = self.keep_alive and not self.body.is_spoilt and not self._shared.stopping
         connection = None if self.keep_alive else "close"
         if self.keep_alive and self.head.is_http_1_0:
@@ -135,6 +141,9 @@ class Connection:
     async def _reply(self, exchange: Exchange) -> Reply | None:
         """Return the answer; None where it has been sent."""
         head = exchange.head
+        exchange.visitor_headers = self._shared.visitors.admit(head.headers)
+        if exchange.visitor_headers and (told := preflight(head.method, head.headers)) is not None:
+            return told
         tokens = self._shared.tokens
         if tokens is not None and head.path not in HEALTH and not tokens.allow(head.headers.get("authorization")):
             text = "this server needs a token; send the header Authorization: Bearer TOKEN"

@@ -14,6 +14,7 @@ from headrace.frontend.http.infer import Infer
 from headrace.frontend.http.routes import Routes, add_protocol
 from headrace.frontend.http.shared_memory import add_shared_memory
 from headrace.frontend.http.stream import Stream
+from headrace.frontend.http.visitors import Visitors
 from headrace.frontend.tls import server_context
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def make_front(service: Service, regions: SharedRegions, settings: HttpSettings,
     add_protocol(routes, service, shared_memory=regions.own.offered)
     add_shared_memory(routes, regions)
     tokens = Tokens.read(access.token_file) if access.token_file is not None else None
-    shared = Answerer(settings, routes, Infer(service, regions.own, settings.max_body_bytes), tokens)
+    infer = Infer(service, regions.own, settings.max_body_bytes)
+    shared = Answerer(settings, routes, infer, tokens, Visitors(access))
     return Front(shared, access)
 
 
