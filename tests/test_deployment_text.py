@@ -31,6 +31,7 @@ def value_of(described):
         "versions": st.sampled_from([("latest",), ("all",), ("2", "10")]).map(list),
         "queue_rows": st.integers(65536, 1 << 62),  # room for any batch
         "allow_origin": st.sampled_from([["*"], ["http://a.test:3000", "tauri://localhost"]]),
+        "trace_endpoint": st.sampled_from(["http://127.0.0.1:4318", "https://collector.lan/otlp"]),
         "allow_host": st.sampled_from([["gpu.lan"], ["gpu.lan", "fd00::1"]]),
     }
     if described.field in special:

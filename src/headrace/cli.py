@@ -22,6 +22,7 @@ from headrace.bench.summary import RunSummary, encode
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend.auth import require_usable
+from headrace.frontend.tracing import require_packages
 from headrace.frontend_job import access_settings
 from headrace.study import compare
 from headrace.study.execute import BenchCommand, SubprocessExecutor
@@ -243,6 +244,8 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
         screen.tell(note)
     config = deployment.config()
     require_usable(access_settings(config))
+    if config.trace_endpoint is not None:
+        require_packages()
     Supervisor(config, screen.tell).run()
 
 

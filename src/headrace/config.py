@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from headrace.addresses import require_host, require_origin
+from headrace.addresses import require_host, require_origin, require_traces_url
 from headrace.errors import InvalidOption
 from headrace.option_fields import check_options, option
 
@@ -362,6 +362,20 @@ class ServeConfig:
         computed="on this machine only, its own; elsewhere any",
         group="connections",
     )
+    trace_endpoint: str | None = option(
+        None,
+        "send traces of requests to a collector that speaks OTLP over HTTP, as http://127.0.0.1:4318",
+        metavar="URL",
+        computed="nothing is traced",
+        group="traces",
+    )
+    trace_ratio: float = option(
+        0.01,
+        "of requests whose callers do not say whether to trace them",
+        limits=(0, 1),
+        metavar="SHARE",
+        group="traces",
+    )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
     @property
@@ -402,6 +416,8 @@ class ServeConfig:
             require_origin(origin)
         for host in self.allow_host or ():
             require_host(host)
+        if self.trace_endpoint is not None:
+            require_traces_url(self.trace_endpoint)
         require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
         require(
             self.tls_client_ca is None or self.tls_cert is not None,

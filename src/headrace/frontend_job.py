@@ -40,6 +40,14 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Where traces go, and of how many requests."""
+
+    endpoint: str  # base URL of a collector that speaks OTLP over HTTP
+    ratio: float  # of requests whose callers do not say whether they are sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendJob:
     """What a frontend is given. Several may share the socket."""
 
@@ -56,6 +64,7 @@ class FrontendJob:
     grpc_address: tuple[str, int] | None = None  # on which all frontends listen; None: no gRPC
     system_shared_memory: bool = False  # clients may name regions
     regions: tuple[RegionSpec, ...] = ()  # that clients have registered already
+    tracing: TracingSettings | None = None  # None: no request is traced
 
 
 def http_settings(config: ServeConfig) -> HttpSettings:
@@ -77,3 +86,9 @@ def access_settings(config: ServeConfig) -> AccessSettings:
         hosts=own_hosts(config.host, config.allow_host or ()),
         origins=config.allow_origin or (),
     )
+
+
+def tracing_settings(config: ServeConfig) -> TracingSettings | None:
+    if config.trace_endpoint is None:
+        return None
+    return TracingSettings(endpoint=config.trace_endpoint, ratio=config.trace_ratio)

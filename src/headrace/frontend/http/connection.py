@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
@@ -13,6 +14,7 @@ from headrace.frontend.http.body import Body
 from headrace.frontend.http.head import HEAD_BYTES, Head, Refused, parse_head
 from headrace.frontend.http.routes import HEALTH
 from headrace.frontend.http.visitors import preflight
+from headrace.frontend.tracing import http_outcome
 
 if TYPE_CHECKING:
     from headrace.frontend.auth import Tokens
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from headrace.frontend.http.routes import Routes
     from headrace.frontend.http.stream import Stream
     from headrace.frontend.http.visitors import Visitors
+    from headrace.frontend.spans import Tracer
+    from headrace.frontend.tracing import Trace
     from headrace.frontend_job import HttpSettings
 
 SMALL_BYTES = 1 << 20  # of a body that is no infer request
@@ -34,6 +38,8 @@ class Answerer:
     infer: Infer
     tokens: Tokens | None  # None: everybody is let in
     visitors: Visitors
+    scheme: str  # of URLs
+    tracer: Tracer | None = None
     stopping: bool = False  # answers close their connections
 
 
@@ -46,6 +52,7 @@ class Exchange:
         self.keep_alive = head.keep_alive  # the next request can be read
         self.is_answered = False
         self.visitor_headers: Headers = ()  # for the page that asks
+        self.trace: Trace | None = None  # of a request that is sampled
         self._stream = stream
         self._shared = shared
 
@@ -57,6 +64,8 @@ class Exchange:
         if reply is None:
             return
         self.is_answered = True
+        if self.trace is not None:
+            self.trace.status = reply.status
         if self.visitor_headers:
             reply = Reply(reply.status, (*reply.headers, *self.visitor_headers), reply.body, reply.tensors)
         self.keep_alive = self.keep_alive and not self.body.is_spoilt and not self._shared.stopping
@@ -107,7 +116,10 @@ class Connection:
             await self._turn_away(refused)
             return False
         exchange = Exchange(self._stream, head, body, self._shared)
-        await self._answer(exchange)
+        if self._shared.tracer is None:
+            await self._answer(exchange)
+        else:
+            await self._traced(exchange, self._shared.tracer)
         self.is_busy = False
         return exchange.keep_alive
 
@@ -120,6 +132,15 @@ class Connection:
             raise Refused(431, f"the request's head is longer than {HEAD_BYTES} bytes", close=True)
         return parse_head(data)
 
+    async def _traced(self, exchange: Exchange, tracer: Tracer) -> None:
+        head = exchange.head
+        route = self._shared.infer.route(head.method, head.path)
+        if route is None:
+            await self._answer(exchange)
+            return
+        with tracer.request(head.headers, partial(http_outcome, head, route, self._shared.scheme)) as exchange.trace:
+            await self._answer(exchange)
+
     async def _answer(self, exchange: Exchange) -> None:
         """Answer whatever happens."""
         try:
@@ -127,11 +148,15 @@ class Connection:
             if reply is not None:
                 await exchange.body.skip()
         except HeadraceError as error:
+            if exchange.trace is not None:
+                exchange.trace.error = error
             reply = await self._reply_to(error, exchange)
         except Exception as error:  # noqa: BLE001  ours, and no reason to leave a client without an answer
             self._loop.call_exception_handler({"message": "an HTTP request failed", "exception": error})
             reply = error_reply(500, "the server failed on this request; its log says why")
             exchange.keep_alive = False
+            if exchange.trace is not None:
+                exchange.trace.error = error
         if exchange.is_answered:
             return
         await exchange.send(reply)
