@@ -50,13 +50,17 @@ class Tracer:
 
     def __init__(self, settings: TracingSettings, tell: Callable[[str], None]) -> None:
         self._ratio = settings.ratio
-        self._wall_ns = time.time_ns() - now_ns()  # from the one clock to the wall's
+        self._wall_ns = time.time_ns() - now_ns()  # from the one clock to the wall's, which is not asked again
         self._propagator = TraceContextTextMapPropagator()
-        _listen(lambda reason: tell(_lost(settings.endpoint, reason)))
+        log = logging.getLogger(LIBRARY)  # whose warnings are told rather than logged
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+        exporter = make_exporter(settings)
+        log.addHandler(_First(lambda reason: tell(_lost(settings.endpoint, reason))))
         self._provider = TracerProvider(sampler=ALWAYS_ON, resource=_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=traces_url(settings.endpoint)),
+                exporter,
                 max_queue_size=QUEUE_SPANS,
                 schedule_delay_millis=EXPORT_DELAY_MS,
                 max_export_batch_size=EXPORT_SPANS,
@@ -113,6 +117,11 @@ class Tracer:
         span.end(now_ns() + wall_ns)
 
 
+def make_exporter(settings: TracingSettings) -> OTLPSpanExporter:
+    """Return what sends spans; OTEL_EXPORTER_OTLP_* say what the settings do not."""
+    return OTLPSpanExporter(endpoint=traces_url(settings.endpoint))
+
+
 def _resource() -> Resource:
     """Return what the spans are of; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before what we say."""
     ours: dict[str, str | int] = {
@@ -128,13 +137,6 @@ def _lost(endpoint: str, reason: str) -> str:
         f"traces do not all get to {endpoint}; requests are served all the same. See that a collector listens there, or"
         f" trace fewer. The first reason: {reason}"
     )
-
-
-def _listen(tell: Callable[[str], None]) -> None:
-    """Have the library's warnings told rather than logged."""
-    log = logging.getLogger(LIBRARY)
-    log.propagate = False
-    log.addHandler(_First(tell))
 
 
 class _First(logging.Handler):

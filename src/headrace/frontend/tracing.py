@@ -17,6 +17,7 @@ from headrace.frontend.board import STAGES
 if TYPE_CHECKING:
     from headrace.control import ServedModel
     from headrace.frontend.http.head import Head
+    from headrace.frontend_job import TracingSettings
     from headrace.transport.descriptors import Descriptor
 
 PACKAGES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -123,6 +124,17 @@ def _grpc_code(error: BaseException | None) -> str:
     if isinstance(error, HeadraceError):
         return error.grpc_code
     return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+
+
+def require_usable(settings: TracingSettings) -> None:
+    """Look whether traces could be sent, before anything is started. Raises InvalidOption.
+
+    What the exporter finds wrong with its variables (OTEL_*) it logs, which is seen here and not in the frontends.
+    """
+    require_packages()
+    from headrace.frontend.spans import make_exporter  # noqa: PLC0415  which needs them
+
+    make_exporter(settings)
 
 
 def require_packages(find: Callable[[str], object | None] = importlib.util.find_spec) -> None:
