@@ -37,7 +37,7 @@ from headrace.transport.descriptors import ANSWER, Descriptor
 
 WARM_UP = 500  # requests
 BURST = 100  # requests to one arm before the next has its turn
-FLUSH_S = 1.5  # for the last spans to be sent
+FLUSH_S = 1.0  # after a round, for some of its last spans to be sent
 ARMS = {
     "before": None,
     "off": None,

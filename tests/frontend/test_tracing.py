@@ -28,6 +28,14 @@ def caller(number, *, sampled=True):
     return {"traceparent": f"00-{number:032x}-{PARENT_ID}-{'01' if sampled else '00'}", "tracestate": "vendor=x"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _soon():
+    """Servers of these tests send spans soon: OpenTelemetry's variable, in milliseconds."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        yield
+
+
 @pytest.fixture(scope="module")
 def collector():
     with Collector() as collector:

@@ -273,8 +273,10 @@ def _traced(tracer: Tracer | None, method: str, infer: InferCall) -> InferCall:
     outcome = partial(rpc_outcome, f"{SERVICE}/{method}")
 
     async def traced(message: bytes, context: Context, _: Trace | None = None) -> bytes:
-        metadata = cast("dict[str, str]", dict(context.invocation_metadata() or ()))
-        with tracer.request(metadata, outcome) as trace:
+        sampled = tracer.sampled(cast("dict[str, str]", dict(context.invocation_metadata() or ())))
+        if sampled is None:
+            return await infer(message, context)
+        with tracer.request(sampled, outcome) as trace:
             return await infer(message, context, trace)
 
     return traced

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 QUEUE_SPANS = 4096  # that wait to be sent; beyond them the oldest are dropped
 # Encoding holds the interpreter's lock, which requests wait for: few at a time, so that none waits long.
 EXPORT_SPANS = 64
-EXPORT_DELAY_MS = 1000
 PARENT, STATE = "traceparent", "tracestate"
 LIBRARY = "opentelemetry"
 TELLING = ("opentelemetry.exporter", "opentelemetry.sdk")  # whose warnings mean that spans are lost, or may be
@@ -62,22 +61,30 @@ class Tracer:
             BatchSpanProcessor(
                 exporter,
                 max_queue_size=QUEUE_SPANS,
-                schedule_delay_millis=EXPORT_DELAY_MS,
                 max_export_batch_size=EXPORT_SPANS,
             )
         )
         self._tracer = self._provider.get_tracer("headrace", __version__)
 
-    @contextmanager
-    def request(self, headers: Mapping[str, str], outcome: Callable[[Trace], Outcome]) -> Iterator[Trace | None]:
-        """Take a request in, with what its caller says of traces, and yield what it is to fill in; None: not sampled.
+    def sampled(self, headers: Mapping[str, str]) -> Context | None:
+        """Return what a request's span is part of, empty for a trace of its own; None: it is not sampled.
 
-        An error that leaves the context is the request's, unless it has one already. `outcome` describes it at its end.
+        `headers`, their names in lower case, hold what its caller says of traces.
         """
-        context = self._sampled(headers)
-        if context is None:
-            yield None
-            return
+        if PARENT in headers:
+            carrier = {name: headers[name] for name in (PARENT, STATE) if name in headers}
+            context = self._propagator.extract(carrier, Context())
+            parent = get_current_span(context).get_span_context()
+            if parent.is_valid:
+                return context if parent.trace_flags.sampled else None
+        return Context() if random.random() < self._ratio else None  # noqa: S311  no secret
+
+    @contextmanager
+    def request(self, context: Context, outcome: Callable[[Trace], Outcome]) -> Iterator[Trace]:
+        """Yield what a sampled request is to fill in; at its end `outcome` describes it.
+
+        An error that leaves the context is the request's, unless it has one already.
+        """
         trace = Trace(now_ns())
         try:
             yield trace
@@ -92,16 +99,6 @@ class Tracer:
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
         thread.start()
         return thread
-
-    def _sampled(self, headers: Mapping[str, str]) -> Context | None:
-        """Return what the request's span is part of, empty for a trace of its own; None: it is not sampled."""
-        if PARENT in headers:
-            carrier = {name: headers[name] for name in (PARENT, STATE) if name in headers}
-            context = self._propagator.extract(carrier, Context())
-            parent = get_current_span(context).get_span_context()
-            if parent.is_valid:
-                return context if parent.trace_flags.sampled else None
-        return Context() if random.random() < self._ratio else None  # noqa: S311  no secret
 
     def _make_spans(self, trace: Trace, context: Context, outcome: Outcome) -> None:
         wall_ns = self._wall_ns

@@ -17,6 +17,8 @@ from headrace.frontend.http.visitors import preflight
 from headrace.frontend.tracing import http_outcome
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from headrace.frontend.auth import Tokens
     from headrace.frontend.http.infer import Infer
     from headrace.frontend.http.routes import Routes
@@ -116,10 +118,11 @@ class Connection:
             await self._turn_away(refused)
             return False
         exchange = Exchange(self._stream, head, body, self._shared)
-        if self._shared.tracer is None:
-            await self._answer(exchange)
+        tracer = self._shared.tracer
+        if tracer is not None and (context := tracer.sampled(head.headers)) is not None:
+            await self._traced(exchange, tracer, context)
         else:
-            await self._traced(exchange, self._shared.tracer)
+            await self._answer(exchange)
         self.is_busy = False
         return exchange.keep_alive
 
@@ -132,13 +135,14 @@ class Connection:
             raise Refused(431, f"the request's head is longer than {HEAD_BYTES} bytes", close=True)
         return parse_head(data)
 
-    async def _traced(self, exchange: Exchange, tracer: Tracer) -> None:
+    async def _traced(self, exchange: Exchange, tracer: Tracer, context: Context) -> None:
+        """Answer; of an infer request that was sampled, also make spans."""
         head = exchange.head
         route = self._shared.infer.route(head.method, head.path)
         if route is None:
             await self._answer(exchange)
             return
-        with tracer.request(head.headers, partial(http_outcome, head, route, self._shared.scheme)) as exchange.trace:
+        with tracer.request(context, partial(http_outcome, head, route, self._shared.scheme)) as exchange.trace:
             await self._answer(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
