@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, deployment_text, limits_options, options, serve_options
-from headrace.bench import columns, limits_run, limits_tables, present, run
+from headrace import __version__, deployment_text, limits_options, options, serve_options, target_options
+from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
@@ -33,6 +33,9 @@ from headrace.study.sweep import run_sweep
 from headrace.study.tables import write_tables
 from headrace.study.verdict import THRESHOLD
 from headrace.supervisor import Supervisor
+from headrace.target import calibrate, live, null_server
+from headrace.target.law import parse_law
+from headrace.target.run import Files, run_target
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
@@ -116,10 +119,18 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_load_options(parser)
     options.add_output_options(parser)
-    parser.set_defaults(command=_bench)
+    target_options.add_target_options(parser)
+    usual = {name: parser.get_default(name) for name in ("model", "batch_size")}
+    parser.set_defaults(command=_bench, of_designs=usual, **dict.fromkeys(usual))  # with --url there is no usual one
 
 
 def _bench(args: argparse.Namespace, screen: Screen) -> None:
+    if args.url is not None:
+        _bench_target(args, screen)
+        return
+    for name, usual in args.of_designs.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
     config = options.run_config(args)
     csv = CsvLog(args.output_file, columns.COLUMNS) if args.output_file else None
     if csv:
@@ -137,6 +148,60 @@ def _bench(args: argparse.Namespace, screen: Screen) -> None:
         csv.append(columns.row(summary))
     show(summary, output_dir, screen, as_json=args.json)
     run.raise_for(summary)
+
+
+def _bench_target(args: argparse.Namespace, screen: Screen) -> None:
+    config = target_options.target_run_config(args)
+    output_dir = args.output_dir or options.default_output_dir(config.experiment.replace("/", "-"))
+    files = Files(output_dir=output_dir, overwrite=args.overwrite, calibration=args.calibration)
+    csv = CsvLog(args.output_file, columns.COLUMNS) if args.output_file else None
+    if csv:
+        csv.prepare()
+    with live.LiveWatcher(screen.err) as watcher:
+        summary = run_target(config, files, ("headrace", *sys.argv[1:]), watcher).summary
+    if csv and summary.error is None:
+        csv.append(columns.row(summary))
+    if args.json:
+        sys.stdout.write(encode(summary).decode())
+    else:
+        screen.out.print(live.target_table(summary))
+        for mark in summary.marks:
+            screen.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
+        for note in summary.notes:
+            screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet)", highlight=False, markup=False)
+    run.raise_for(summary)
+
+
+def _add_null_server(parser: argparse.ArgumentParser) -> None:
+    target_options.add_null_server_options(parser)
+    parser.set_defaults(command=_null_server)
+
+
+def _null_server(args: argparse.Namespace, screen: Screen) -> None:
+    law = parse_law(args.law)
+    listener = null_server.listen(args.host, args.port)
+    host, port = listener.getsockname()[:2]
+    screen.tell(f"ready: http://{host}:{port}/, model null, law {args.law}; log at {null_server.LOG_PATH}")
+    null_server.NullServer(law, listener).serve()
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    target_options.add_calibrate_options(parser)
+    parser.set_defaults(command=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace, screen: Screen) -> None:
+    with live.LiveWatcher(screen.err) as watcher:
+        made = calibrate.calibrate(args.generators, args.duration, watcher)
+    path = args.output or calibration.default_path(made.machine)
+    calibration.save(made, path)
+    if args.json:
+        sys.stdout.write(encode(made).decode())
+        return
+    for table in live.calibration_tables(made):
+        screen.out.print(table)
+    screen.out.print(f"file: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def measure(config: RunConfig, files: run.RunFiles, screen: Screen) -> RunSummary:
@@ -359,7 +424,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         _add_config,
         "print the server that file, environment and options describe, and where each value is from",
     ),
-    "bench": (_add_bench, "measure one design once"),
+    "bench": (_add_bench, "measure one design, or any server by its URL, once"),
+    "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
+    "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),
     "sweep": (
         _add_sweep,
         "measure many combinations, each in fresh processes, interleaved; goes on where it stopped",
