@@ -21,8 +21,9 @@ from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
+from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
-from headrace.frontend_job import access_settings
+from headrace.frontend_job import access_settings, tracing_settings
 from headrace.study import compare
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -308,6 +309,9 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
         screen.tell(note)
     config = deployment.config()
     require_usable(access_settings(config))
+    traced = tracing_settings(config)
+    if traced is not None:
+        tracing.require_usable(traced)
     Supervisor(config, screen.tell).run()
 
 

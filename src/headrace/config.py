@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from headrace.addresses import require_host, require_origin, require_traces_url
 from headrace.errors import InvalidOption
 from headrace.option_fields import check_options, option
 
@@ -460,6 +461,34 @@ class ServeConfig:
     tls_client_ca: Path | None = option(
         None, "let in only clients with a certificate that this signed, PEM", metavar="FILE", group="connections"
     )
+    allow_origin: tuple[str, ...] | None = option(
+        None,
+        "web pages that are let in, as SCHEME://HOST:PORT; * for all",
+        metavar="ORIGIN",
+        computed="only the server's own",
+        group="connections",
+    )
+    allow_host: tuple[str, ...] | None = option(
+        None,
+        "other names by which clients ask for the server; once any is given, the rest is refused on every address",
+        metavar="NAME",
+        computed="on this machine only, its own; elsewhere any",
+        group="connections",
+    )
+    trace_endpoint: str | None = option(
+        None,
+        "send traces of requests to a collector that speaks OTLP over HTTP, as http://127.0.0.1:4318",
+        metavar="URL",
+        computed="nothing is traced",
+        group="traces",
+    )
+    trace_ratio: float = option(
+        0.01,
+        "of requests whose callers do not say whether to trace them",
+        limits=(0, 1),
+        metavar="SHARE",
+        group="traces",
+    )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
     @property
@@ -496,6 +525,12 @@ class ServeConfig:
         self._validate_connections()
 
     def _validate_connections(self) -> None:
+        for origin in self.allow_origin or ():
+            require_origin(origin)
+        for host in self.allow_host or ():
+            require_host(host)
+        if self.trace_endpoint is not None:
+            require_traces_url(self.trace_endpoint)
         require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
         require(
             self.tls_client_ca is None or self.tls_cert is not None,
