@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_TOP_PAD, 16 << 20)):
             mallopt(parameter, value)
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files and connections as the system lets it (getrlimit(2): the hard limit)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe(error: BaseException) -> str:

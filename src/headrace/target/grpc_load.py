@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections import deque
 from functools import partial
 
 import grpc
@@ -38,6 +39,7 @@ class GrpcLoad:
         self._channels: list[grpc.Channel] = []
         self._calls: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = []
         self.most_connections = min(limit, -(-(sending.concurrency or STREAMS * 4) // STREAMS))
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
 
@@ -76,10 +78,19 @@ class GrpcLoad:
             channel.close()
 
     def _follow(self, now: int) -> None:
-        with self._lock:
-            number = self._sending.begin(now) if self._sending.may_follow(now) else None
-        if number is not None:
-            self._send(number)
+        """In a closed loop, send the next request. One that fails at once calls this again, and must not go deeper."""
+        owed: deque[int] | None = getattr(self._thread, "owed", None)
+        if owed is not None:
+            owed.append(now)
+            return
+        self._thread.owed = owed = deque([now])
+        while owed:
+            due_ns = owed.popleft()
+            with self._lock:
+                number = self._sending.begin(due_ns) if self._sending.may_follow(due_ns) else None
+            if number is not None:
+                self._send(number)
+        self._thread.owed = None
 
     def _send(self, number: int) -> None:
         call = self._calls[number % len(self._calls)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from headrace.target.polling import BROKEN, IN, OUT, Poller
 from headrace.target.sending import GeneratorJob, Sending
 
 RECEIVED_BYTES = 1 << 20  # at once
+RETRY_S = 0.01  # a closed loop against a server that has gone would else ask as fast as it can
 OPENED = 32  # connections of a generator before the clock starts, unless a closed loop needs more
 _HEADER_LENGTH = b"inference-header-content-length"
 _SHED = (503, 429)
@@ -44,6 +46,8 @@ class HttpLoad:
         self._idle: list[_Connection] = []
         self._waiting: deque[int] = deque()  # requests for want of a connection
         self._under_way: deque[tuple[int, int, _Connection]] = deque()  # (time is up, number, where)
+        self._owed: deque[int] = deque()  # moments at which a closed loop may send one more
+        self._following = False
         self.most_connections = 0
 
     def _make_heads(self, job: GeneratorJob) -> list[bytes]:
@@ -91,8 +95,16 @@ class HttpLoad:
             self._issue(self._sending.begin(due_ns))
 
     def _follow(self, now: int) -> None:
-        if self._sending.may_follow(now):
-            self._issue(self._sending.begin(now))
+        """In a closed loop, send the next request. One that fails at once calls this again, and must not go deeper."""
+        self._owed.append(now)
+        if self._following:
+            return
+        self._following = True
+        while self._owed:
+            due_ns = self._owed.popleft()
+            if self._sending.may_follow(due_ns):
+                self._issue(self._sending.begin(due_ns))
+        self._following = False
 
     def _issue(self, number: int) -> None:
         while self._idle:
@@ -113,7 +125,11 @@ class HttpLoad:
 
     def _connect(self, *, blocking: bool) -> None:
         family, kind, protocol, _, address = self._address
-        peer = socket.socket(family, kind, protocol)
+        try:
+            peer = socket.socket(family, kind, protocol)
+        except OSError as error:  # no more open files
+            self._no_connection(str(error.strerror), before_start=blocking)
+            return
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer.setblocking(blocking)
         failed = peer.connect_ex(address)
@@ -132,6 +148,8 @@ class HttpLoad:
     def _no_connection(self, why: str, *, before_start: bool = False) -> None:
         if before_start:
             raise Unreachable(f"no connection to the server ({why}); is it still there?")
+        if self._sending.offsets is None:
+            time.sleep(RETRY_S)
         if self._waiting:
             self._waiting.popleft()
             self._end_lost(f"no connection ({why})")
