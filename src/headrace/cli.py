@@ -200,10 +200,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="smallest ratio that matters (default: 0.02)",
     )
     parser.add_argument(
-        "--latency-bound",
-        type=float,
-        metavar="SECONDS",
-        help="compare goodput too: samples answered within it per second",
+        "--bound",
+        type=options.seconds,
+        metavar="TIME",
+        help="compare goodput too: samples answered within it, as 20ms, per second (default: the runs' own, if any)",
     )
     parser.add_argument("--allow-unlike", action="store_true", help="compare although more than the design differs")
     form = parser.add_mutually_exclusive_group()
@@ -215,7 +215,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace, screen: Screen) -> None:
     base, candidate = (compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate))
     result = compare.compare(
-        base, candidate, threshold=args.threshold, bound_s=args.latency_bound, allow_unlike=args.allow_unlike
+        base, candidate, threshold=args.threshold, bound_s=args.bound, allow_unlike=args.allow_unlike
     )
     if args.json:
         sys.stdout.write(compare_report.render_json(result))

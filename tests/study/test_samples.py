@@ -104,6 +104,22 @@ def test_a_comparison_pools_percentiles_and_compares_goodput(tmp_path):
     assert comparison.warnings == ()
 
 
+def test_goodput_is_compared_within_the_runs_own_bound(tmp_path):
+    sweep(tmp_path, design="original", factor=1.0)
+    sweep(tmp_path, design="executor", factor=0.5)
+    bounded = []
+    for side in sides(tmp_path):
+        load = replace(side.runs[0].summary.options.load, bound_s=0.02)
+        options = [replace(run.summary.options, load=load) for run in side.runs]
+        runs = [
+            replace(run, summary=replace(run.summary, options=each))
+            for run, each in zip(side.runs, options, strict=True)
+        ]
+        bounded.append(replace(side, runs=tuple(runs)))
+    names = [row.compared.quantity.name for row in compare(*bounded).cells[0].rows]
+    assert names[-1] == "goodput within 0.02 s"
+
+
 def test_runs_without_requests_are_compared_by_their_summaries_and_it_is_said(tmp_path):
     sweep(tmp_path, design="original", factor=1.0)
     sweep(tmp_path, design="executor", factor=0.5)

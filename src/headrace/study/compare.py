@@ -143,7 +143,7 @@ def compare(
     allow_unlike: bool = False,
     differences: Differences = environment_differences,
 ) -> Comparison:
-    """Compare every cell that both sides have; with `bound_s`, goodput within that response time too.
+    """Compare every cell that both sides have; goodput too, within `bound_s` or the runs' own bound.
 
     Raises IncomparableRuns where they have none in common, where it is not clear what to compare with what,
     and, unless `allow_unlike`, where more differs than the design, the number of workers and the code's
@@ -166,6 +166,7 @@ def compare(
             " sides"
         )
     alone = sorted(ours.keys() ^ theirs.keys())
+    bound_s = runs[0].options.load.bound_s if bound_s is None else bound_s
     return Comparison(
         base=base.label,
         candidate=candidate.label,

@@ -54,7 +54,7 @@ def read_run(found: FoundRun) -> MeasuredRun:
     if not path.is_file():
         return MeasuredRun(summary=found.summary, repeat=repeat)
     records = _read(path)
-    metrics = stats.compute(records)
+    metrics = stats.compute(records, found.summary.options.load.bound_s)
     sample = _sample(records, metrics) if metrics.response_time and metrics.window_s else None
     return MeasuredRun(summary=replace(found.summary, metrics=metrics), sample=sample, has_records=True, repeat=repeat)
 
