@@ -88,6 +88,11 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         help=f"measured requests (default: {NUM_ITERS}; {NUM_ITERS_CPU} on the CPU)",
     )
     add_arrival_options(group)
+    add_payload_options(group)
+
+
+def add_payload_options(group: argparse._ArgumentGroup) -> None:
+    """Add what is said of requests whatever the load."""
     group.add_argument(
         "--warmup-iters",
         type=int,
