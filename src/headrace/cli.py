@@ -22,6 +22,7 @@ from headrace import (
     options,
     serve_options,
     target_options,
+    tune_options,
 )
 from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
@@ -32,8 +33,8 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
-from headrace.search import capacity_report
-from headrace.search.find import find_capacity
+from headrace.search import capacity_report, tune_report
+from headrace.search.find import find_capacity, find_options
 from headrace.search.measure import Place
 from headrace.search.progress import SearchProgress
 from headrace.study import compare, compare_page, compare_report
@@ -233,6 +234,26 @@ def _capacity(args: argparse.Namespace, screen: Screen) -> None:
     else:
         _print_page(capacity_report.page(report), screen)
         screen.tell(f"files: {folder}/ ({capacity_report.FILE_NAME}, {capacity_report.PAGE_NAME}, trials/)")
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    tune_options.add_tune_options(parser)
+    parser.set_defaults(command=_tune, interrupted="the runs that ended stay in the folder")
+
+
+def _tune(args: argparse.Namespace, screen: Screen) -> None:
+    config, configure = tune_options.tune_config(args), tune_options.configurer(args)
+    configure(next(config.space.choices()))  # refused here, before anything is written
+    folder = args.output_dir or options.default_output_dir("tune")
+    place = Place(folder=folder, command=("headrace", *sys.argv[1:]))
+    with SearchProgress(screen.err) as progress:
+        report = find_options(configure, config, place, progress, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        _print_page(tune_report.page(report), screen)
+        deployment = folder / tune_report.DEPLOYMENT_NAME
+        screen.tell(f"files: {folder}/; serve the winner with: headrace serve --config {deployment}")
 
 
 def measure(config: RunConfig, files: run.RunFiles, screen: Screen) -> RunSummary:
@@ -475,6 +496,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "capacity": (
         _add_capacity,
         "find the highest rate at which the p99 of a design or a server stays within a bound, and latency below it",
+    ),
+    "tune": (
+        _add_tune,
+        "find the options of the lanes that answer most within a latency bound, and write a deployment of them",
     ),
     "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
     "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),

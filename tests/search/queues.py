@@ -153,3 +153,8 @@ def md1_rate(mean_s: float, p99_s: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if within(middle) >= 0.99 else (low, middle)
     return low / mean_s
+
+
+def trial_of(queue: Queue, rate: float, duration_s: float) -> Trial:
+    """Return an open-loop run of a queue."""
+    return queue("000-final-x", LoadConfig(kind="poisson", rate=rate, duration_s=duration_s))

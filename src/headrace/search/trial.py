@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,10 @@ LATE_SHARE = 0.05  # and beyond this share of the bound, is no plan that was kep
 FULL = 0.9  # of the requests that can be in flight: who is late then waited for the server
 LEAST_FOR_CORRELATION = 4
 
-Kind = Literal["alone", "saturated", "rate", "level"]
-KINDS: tuple[Kind, ...] = ("alone", "saturated", "rate", "level")
-_NAME = re.compile(r"(\d+)-(alone|saturated|rate|level)(-\S+)?")
+Kind = Literal["alone", "saturated", "rate", "level", "final"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CLOSED: tuple[Kind, ...] = ("alone", "saturated")  # the others are sent by a plan
+_NAME = re.compile(rf"(\d+)-({'|'.join(KINDS)})(-\S+)?")
 
 Seconds = npt.NDArray[np.float64]
 
@@ -44,10 +45,12 @@ class Trial:
     seed: int
     rows: int  # of a request
     response_s: Seconds  # of the answered requests, in the order of the plan
+    window_s: float = 0.0  # last answer - first planned sending
     failed: int = 0
     refused: int = 0  # shed
     unsteady: str = ""  # why it was not steady
     late: str = ""  # how the client did not keep its plan
+    error: str = ""  # why the run does not count
 
     @property
     def requests(self) -> int:
@@ -56,6 +59,11 @@ class Trial:
     def beyond(self, bound_s: float) -> int:
         """Return how many were answered after the bound."""
         return int((self.response_s > bound_s).sum())
+
+    def goodput(self, bound_s: float) -> float:
+        """Return the samples/s that were answered within the bound."""
+        within = len(self.response_s) - self.beyond(bound_s)
+        return within * self.rows / self.window_s if self.window_s else 0.0
 
     def worth(self, bound_s: float) -> float:
         """Return how many independent requests would say as much about the share beyond the bound.
@@ -102,19 +110,22 @@ def of_records(name: str, summary: RunSummary, records: Records, bound_s: float)
     right = records[records["status"] == STATUSES.index("ok")]
     refused = int((records["status"] == STATUSES.index("shed")).sum())
     response_ns = right["completed_ns"] - right["scheduled_ns"]
-    open_loop = kind in ("rate", "level")
+    open_loop = kind not in CLOSED
     load = summary.options.load
+    window_s = int(right["completed_ns"].max() - right["scheduled_ns"].min()) / NS_PER_S if len(right) else 0.0
     return Trial(
         name=name,
         kind=kind,
-        rate=float(load.rate or 0) if open_loop else _measured_rate(right),
+        rate=float(load.rate or 0) if open_loop else len(right) / window_s if window_s else 0.0,
         seed=load.seed,
         rows=int(right["rows"][0]) if len(right) else summary.options.inputs.batch_size,
         response_s=response_ns / NS_PER_S,
+        window_s=window_s,
         failed=len(records) - len(right) - refused,
         refused=refused,
         unsteady=_unsteady(records, right) if open_loop else "",
         late=_late(records, bound_s, most_in_flight(summary.options)) if open_loop else "",
+        error=summary.error or "",
     )
 
 
@@ -123,13 +134,6 @@ def most_in_flight(options: RunConfig) -> int | None:
     if options.target is not None:
         return options.target.connections if options.target.scheme != "grpc" else None
     return options.transport.ring_slots if options.transport.name == "ring" else None
-
-
-def _measured_rate(answered: Records) -> float:
-    if len(answered) < 2:
-        return 0.0
-    window_ns = int(answered["completed_ns"].max()) - int(answered["scheduled_ns"].min())
-    return len(answered) * NS_PER_S / window_ns if window_ns else 0.0
 
 
 def _unsteady(records: Records, right: Records) -> str:
