@@ -127,7 +127,18 @@ def test_the_finals_name_a_clear_winner_and_its_lead():
     assert finals.finalists[0].choice == BEST
     assert finals.sure
     assert finals.ratio.low > 1
-    assert "the winner wins with" in finals.verdict
+    assert "the winner wins by far: the second cannot answer half as many" in finals.verdict
+
+
+def test_a_small_lead_is_told_with_its_interval():
+    runs = {
+        choice: [trial_of(Queue(mean, exponential=True, seed=block), 120, 20) for block in range(5)]
+        for choice, mean in ((Choice(), 0.00805), (BEST, 0.0075))
+    }
+    finals = judge_finals(120, runs, Bound(p99_s=0.2))
+    assert finals.finalists[0].choice == BEST
+    assert finals.sure
+    assert re.search(r"the winner wins with [\d.]+ to [\d.]+ % more answers within the bound", finals.verdict)
 
 
 def test_equal_options_cannot_be_told_apart():

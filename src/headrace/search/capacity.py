@@ -179,7 +179,8 @@ class Search:
         for percent in LEVELS:
             rate = capacity * percent / 100
             trial = self._open("level", str(percent), rate, f"{percent} % of it, {rate:,.4g} requests/s")
-            self.watcher.found(told(judge_rate(rate, [trial], self.config.bound)))
+            verdict = judge_rate(rate, [trial], self.config.bound)
+            self.watcher.found(f"{percent} % of it, {rate:,.4g} requests/s: {verdict.reason}")
 
     def _open(self, kind: Kind, detail: str, rate: float, words: str) -> Trial:
         duration_s = self.config.level_duration_s if kind == "level" else self.config.duration_s

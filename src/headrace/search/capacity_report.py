@@ -185,7 +185,7 @@ def page(report: CapacityReport) -> str:
     lines += [
         "",
         "Poisson arrivals, other ones in each run; p99 is of all requests of all runs at a rate. Beyond the bound:"
-        " their share, and in brackets where the true one lies (90 % to either side, by what correlated requests are"
+        " their share, and in brackets where the true one lies (95 % to either side, by what correlated requests are"
         " worth).",
         "",
     ]

@@ -21,6 +21,7 @@ from headrace.study.welch import RatioInterval
 
 STEP = 1.1  # from a rate to the next
 LEVELS = 3  # rates at most
+FAR = 2.0  # beyond its own highest rate a server's goodput says little but that
 
 Race = Callable[[Choice, float, int], Trial]  # options, rate, number of the block
 
@@ -119,6 +120,8 @@ def _words(finalists: Sequence[Finalist], ratio: RatioInterval | None) -> str:
     runs = f"{number} runs each, with the same arrivals, at {rate}"
     if ratio is None:
         return f"the winner wins: the second left whole runs without an answer in time ({runs}){held}"
+    if ratio.low > FAR:
+        return f"the winner wins by far: the second cannot answer half as many within the bound ({runs}){held}"
     if ratio.low > 1:
         low, high = percent((ratio.low - 1) * 100), percent((ratio.high - 1) * 100)
         return f"the winner wins with {low} to {high} % more answers within the bound (95 %; {runs}){held}"
@@ -145,7 +148,7 @@ class Races:
                 break
             found.append(self._at(choices, rate, repeats))
             holding = sum(each.verdict.holds for each in found[-1].finalists)
-            if 0 < holding < len(choices) or found[-1].sure or len(choices) == holding == 1:
+            if holding and (holding < len(choices) or found[-1].sure or len(choices) == 1):
                 break
             rate = rate * STEP if holding else rate / STEP
         held = [each for each in found if each.finalists[0].verdict.holds]

@@ -13,7 +13,7 @@ from headrace.errors import InvalidOption
 from headrace.search.trial import Trial, pooled
 
 SHARE = 0.01  # of the requests may be answered after the bound: that is what p99 <= bound means
-SURE = 0.9  # one-sided: so sure that more, or no more, than that share are
+SURE = 0.95  # one-sided: so sure that more, or no more, than that share are
 
 Limit = Literal["server", "client"]
 
