@@ -1,6 +1,7 @@
 """Searches through options whose speed is known: simulated queues in place of runs."""
 
 import dataclasses
+import re
 import sys
 
 import pytest
