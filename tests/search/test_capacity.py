@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from headrace.bench.record import STATUSES, empty_records
+from headrace.config import LoadConfig
 from headrace.errors import InvalidOption
 from headrace.search.capacity import SearchConfig
 from headrace.search.capacity_report import page
 from headrace.search.holds import Bound, judge_rate
-from headrace.search.trial import Trial
-from tests.search.queues import Clock, Queue, md1_rate, mm1_rate, searched
+from headrace.search.trial import Trial, of_records
+from tests.search.queues import Clock, Queue, md1_rate, mm1_rate, searched, stamped, summary
 
 LONG = {"duration_s": 60, "time_s": 1e6, "level_duration_s": 60}
 
@@ -164,3 +166,25 @@ def test_a_search_that_cannot_be_made_is_refused(options, words):
     config = dataclasses.replace(SearchConfig(bound=Bound(p99_s=1)), **options)
     with pytest.raises(InvalidOption, match=words):
         config.validate()
+
+
+def test_a_client_without_room_in_flight_is_not_late_of_itself():
+    """Overloaded, with room for 8: requests wait for the server to answer, and the server is to blame."""
+    records = held_back(300, 0.01, room=8)
+    wide = summary(LoadConfig(kind="poisson", rate=300, duration_s=5, bound_s=0.1))
+    target = dataclasses.replace(wide.options.target, connections=8)
+    narrow = dataclasses.replace(wide, options=dataclasses.replace(wide.options, target=target))
+    assert "the client sent late" in of_records("000-rate-1", wide, records, 0.1).late
+    assert not of_records("000-rate-1", narrow, records, 0.1).late
+
+
+def held_back(rate, service_s, room):
+    """Return the records of a client that has `room` in flight at most, before a server of a fixed service time."""
+    due = np.arange(1000) / rate
+    issued, ended = np.zeros(1000), np.zeros(1000)
+    for number in range(1000):
+        issued[number] = max(due[number], ended[number - room] if number >= room else 0)
+        ended[number] = max(issued[number], ended[number - 1]) + service_s
+    records = stamped(empty_records(1000), due * 1e9, issued * 1e9, ended * 1e9)
+    records["phase"], records["rows"], records["status"] = 2, 1, STATUSES.index("ok")
+    return records

@@ -5,6 +5,7 @@ What they say is `search.capacity_report`'s, which needs nothing but their folde
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ from headrace.search.trial import Kind, Trial, trial_name
 
 ALONE_S = 3.0  # one request at a time, for so long at most
 SATURATED_S = 5.0  # as many as can be in flight, likewise
+RECENT = 3  # runs that say how long the next one takes: the first of all also prepares what others share
 LEVELS = (50, 70, 80, 90)  # percent of the capacity
 
 Measure = Callable[[str, LoadConfig], Trial]
@@ -70,7 +72,7 @@ class Budget:
     def __init__(self, time_s: float, clock: Clock = now_ns) -> None:
         self._clock = clock
         self._end_ns = clock() + int(time_s * NS_PER_S)
-        self._overhead_s = 0.0  # the largest so far
+        self._overheads_s: deque[float] = deque(maxlen=RECENT)
 
     @property
     def left_s(self) -> float:
@@ -78,7 +80,7 @@ class Budget:
 
     def cost_s(self, duration_s: float) -> float:
         """Estimate how long a run takes in all."""
-        return duration_s + self._overhead_s
+        return duration_s + max(self._overheads_s, default=0.0)
 
     def require(self, duration_s: float) -> None:
         """Raise OutOfTimeError where another run of so long does not fit."""
@@ -87,7 +89,7 @@ class Budget:
 
     def spent(self, duration_s: float, began_ns: int) -> None:
         """Learn from a run that began then."""
-        self._overhead_s = max(self._overhead_s, (self._clock() - began_ns) / NS_PER_S - duration_s)
+        self._overheads_s.append(max(0.0, (self._clock() - began_ns) / NS_PER_S - duration_s))
 
     def now_ns(self) -> int:
         return self._clock()

@@ -151,19 +151,24 @@ def _late(records: Records, bound_s: float, limit: int | None) -> str:
     if not len(sent):
         return ""
     delay_s = (sent["issued_ns"] - sent["scheduled_ns"]) / NS_PER_S
-    own = delay_s if limit is None else np.where(_in_flight(sent) >= FULL * limit, 0.0, delay_s)
+    own = delay_s if limit is None else np.where(_had_no_room(sent, limit), 0.0, delay_s)
     p99, allowed = float(np.percentile(own, 99)), max(LATE_S, LATE_SHARE * bound_s)
     if p99 <= allowed:
         return ""
     return f"the client sent late: p99 of the issue delay is {p99 * 1e3:.3g} ms, {allowed * 1e3:.3g} ms are allowed"
 
 
-def _in_flight(sent: Records) -> npt.NDArray[np.int64]:
-    """Return how many requests were in flight when each was due."""
+def _had_no_room(sent: Records, limit: int) -> npt.NDArray[np.bool_]:
+    """Tell which requests met as many in flight as there can be, at some time from when they were due until sent."""
+    order = np.argsort(sent["issued_ns"], kind="stable")
+    issued, numbers = sent["issued_ns"][order], np.arange(len(sent))
     ended = np.sort(sent["completed_ns"][sent["completed_ns"] > 0])
-    issued = np.searchsorted(np.sort(sent["issued_ns"]), sent["scheduled_ns"], side="left")
-    number: npt.NDArray[np.int64] = issued - np.searchsorted(ended, sent["scheduled_ns"], side="right")
-    return number
+    in_flight = numbers + 1 - np.searchsorted(ended, issued, side="right")
+    last_full = np.maximum.accumulate(np.where(in_flight >= FULL * limit, numbers, -1))
+    due = np.searchsorted(issued, sent["scheduled_ns"][order], side="left")
+    met: npt.NDArray[np.bool_] = np.empty(len(sent), dtype=bool)
+    met[order] = last_full >= due
+    return met
 
 
 def pooled(trials: Sequence[Trial]) -> Seconds:

@@ -158,12 +158,7 @@ class Tuning:
             assert verdict.p99_s is not None
             times = f"{milliseconds(verdict.p50_s)} (p50), {milliseconds(verdict.p99_s)} (p99)"
             return f"one request alone takes {times}; raise --p99"
-        self._reserve()
         return ""
-
-    def _reserve(self) -> None:
-        """Keep a part of the time for the finals."""
-        self.reserved_s = self.config.finals.time_s(self.budget.cost_s(self.config.duration_s), self.config.time_s)
 
     def _try(self, choice: Choice, optimiser: Optimiser) -> Tried:
         why = self._unable[choice.model_form]
@@ -195,7 +190,12 @@ class Tuning:
             rate = rate or bisection.next()
             if rate is None:
                 break
-            points.append(self._probe(choice, rate))
+            try:
+                points.append(self._probe(choice, rate))
+            except OutOfTimeError:
+                if not points:
+                    raise
+                break  # what these options have shown by now counts
             bisection.tell(rate, holds=points[-1].holds)
             if points[-1].holds is False and rate == least:
                 break
@@ -239,6 +239,7 @@ class Tuning:
         self._made += 1
         trial = self.measure(choice, name, load)
         self.budget.spent(duration_s, began_ns)
+        self.reserved_s = self.config.finals.time_s(self.budget.cost_s(self.config.duration_s), self.config.time_s)
         self.trials.append(trial)
         return trial
 
