@@ -14,7 +14,7 @@ ONE = ("--search", "workers=1", "--search", "max_queue_delay_us=0", "--search", 
 @pytest.mark.timeout(170)
 def test_the_winner_is_written_as_a_deployment_that_serves_it(tmp_path):
     ended = commands.run(
-        *("tune", "--p99", "500ms", "--time", "100s", "--run-duration", "300ms", "--repeats", 2, "--json"),
+        *("tune", "--p99", "500ms", "--time", "100s", "--run-duration", "300ms", "--finalists", 1, "--json"),
         *("--model", commands.model_file(tmp_path), *TINY, *ONE, "--search", "max_batch_size=2,8"),
         *("--output-dir", "found"),
         cwd=tmp_path,
