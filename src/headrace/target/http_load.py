@@ -1,7 +1,8 @@
 """Requests over HTTP/1.1: raw sockets, kept alive, and one thread that waits for all of them and for the plan.
 
-Bodies are sent from the memory that all generators share. `sendfile` from it was tried against `sendmsg` and was no
-faster on loopback, so there is one way only.
+Bodies are sent by `sendmsg` from the memory that all generators share. `sendfile` from it took 9 to 19 % less of the
+sender's CPU from 64 KB on (91 us in place of 113 for 750 KB), and the
+exchange was not sooner over: not worth a second way.
 """
 
 from __future__ import annotations
