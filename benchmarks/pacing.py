@@ -1,7 +1,7 @@
 """How late a process wakes for a plan of 500 moments a second: `python benchmarks/pacing.py`.
 
-`select` on an epoll counts microseconds, `epoll_wait` milliseconds. "slack" is the kernel's timer slack (prctl(2)), 50 us
-unless it is set. What is left before a moment is spun, polling the sockets.
+`select` on an epoll counts microseconds, `epoll_wait` milliseconds. "slack" is the kernel's timer slack (prctl(2)), 50
+us unless it is set. What is left before a moment is spun, polling the sockets.
 """
 
 from __future__ import annotations
