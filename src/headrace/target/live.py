@@ -64,7 +64,8 @@ class LiveWatcher:
         of = f" of {self._planned:,}" if self._planned else ""
         return (
             f"{self._stage} {totals[ISSUED]:,}{of}, answered {totals[ANSWERED]:,}, failed"
-            f" {totals[FAILED] + totals[SHED]:,}; last second {last.rate:,.0f}/s, p50 {_short(last.p50_s)}, p99 {_short(last.p99_s)}"
+            f" {totals[FAILED] + totals[SHED]:,}; last second {last.rate:,.0f}/s,"
+            f" p50 {_short(last.p50_s)}, p99 {_short(last.p99_s)}"
         )
 
 
