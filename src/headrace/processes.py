@@ -74,10 +74,14 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def raise_file_limit() -> None:
-    """Let this process open as many files and connections as the system lets it (getrlimit(2): the hard limit)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def allow_open_files() -> None:
+    """Let this process open as many files as the system lets it; the usual limit is 1024, for old uses of select(2).
+
+    Each connection is a file: without this a frontend would meet the limit before its own, and keep clients waiting
+    where it should refuse them.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def describe(error: BaseException) -> str:

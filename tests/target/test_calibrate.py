@@ -32,7 +32,7 @@ def test_every_law_is_tried_with_a_photograph_and_a_stall_among_them():
 def test_errors_slip_and_ceilings_are_told(monkeypatch):
     monkeypatch.setattr(calibrate, "trials", lambda _: (calibrate.Trial("null://fixed?service=20ms", 20),))
     monkeypatch.setattr(calibrate, "PAYLOADS", (1_024,))
-    made = calibrate.calibrate(1, 1.0, Silent())
+    made = calibrate.calibrate(1, 0.8, Silent())
     (recovered,), (ceiling,) = made.recovered, made.ceilings
     assert recovered.true_p50_s == pytest.approx(0.02, rel=0.5)
     assert recovered.p50_error > -0.001, "a machine adds time, and takes none away"

@@ -24,6 +24,8 @@ from headrace.target.sending import GeneratorJob, Sending
 STREAMS = 64  # of a channel: servers allow 100 or more at once, and what is beyond would wait unseen in grpcio
 LONGEST_SLEEP_S = 0.2
 _SHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+# grpcio's own words for a connection that is gone, which comes as UNAVAILABLE too; seen with grpcio 1.85.
+_GONE = ("failed to connect", "Stream removed", "Socket closed", "Connection reset", "Transport closed", "GOAWAY")
 _LOST = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _PR_SET_TIMERSLACK = 29  # prctl(2)
 
@@ -113,7 +115,7 @@ class GrpcLoad:
     def _failed(self, number: int, at_ns: int, error: Exception) -> None:
         code, details = status_of(error)
         text = f"{code.name}: {details}"
-        if code in _LOST:
+        if code in _LOST or (code == grpc.StatusCode.UNAVAILABLE and any(word in details for word in _GONE)):
             self._sending.lost(text)
         else:
             self._sending.failed(number, at_ns, text, shed=code in _SHED)

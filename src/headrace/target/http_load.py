@@ -1,7 +1,8 @@
 """Requests over HTTP/1.1: raw sockets, kept alive, and one thread that waits for all of them and for the plan.
 
-Bodies are sent from the memory that all generators share. `sendfile` from it was tried against `sendmsg` and was no
-faster on loopback, so there is one way only.
+Bodies are sent by `sendmsg` from the memory that all generators share. `sendfile` from it took 9 to 19 % less of the
+sender's CPU from 64 KB on (91 us in place of 113 for 750 KB), and the
+exchange was not sooner over: not worth a second way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from headrace.target.polling import BROKEN, IN, OUT, Poller
 from headrace.target.sending import GeneratorJob, Sending
 
 RECEIVED_BYTES = 1 << 20  # at once
+SENT_AT_ONCE = 16
 RETRY_S = 0.01  # a closed loop against a server that has gone would else ask as fast as it can
 OPENED = 32  # connections of a generator before the clock starts, unless a closed loop needs more
 _HEADER_LENGTH = b"inference-header-content-length"
@@ -90,8 +92,11 @@ class HttpLoad:
         self.poller.close()
 
     def _issue_due(self) -> None:
-        """Send all that is due, however late it is: the plan is kept."""
-        while (due_ns := self._sending.next_due_ns()) is not None and due_ns <= now_ns():
+        """Send what is due, however late it is: the plan is kept. Some at once, so that answers are read in between."""
+        for _ in range(SENT_AT_ONCE):
+            due_ns = self._sending.next_due_ns()
+            if due_ns is None or due_ns > now_ns():
+                return
             self._issue(self._sending.begin(due_ns))
 
     def _follow(self, now: int) -> None:
