@@ -5,6 +5,7 @@ passes but for one seed in 10,000. Seeds are fixed, so that no run fails by chan
 """
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def test_the_simulated_queue_is_the_one_of_the_textbook():
     assert np.quantile(exponential, 0.99) == pytest.approx(-np.log(0.01) / (1 - 0.5), rel=0.03)
     fixed = coverage.responses(rng, "M/D/1", 0.5, (50, 20_000))
     assert fixed.mean() == pytest.approx(1 + 0.5 / (2 * (1 - 0.5)), rel=0.01)  # Pollaczek and Khinchine
+
+
+def test_rows_that_were_kept_are_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        coverage, "TABLES", {"Pairing": ((coverage.pairing_row, (5, 0.0)), (coverage.pairing_row, (5, 1.0)))}
+    )
+    kept = tmp_path / "rows.json"
+    (first, second) = coverage.compute(20, 4, 1, kept)["Pairing"]
+    held = json.loads(kept.read_text())
+    held["rows"][0]["what"] = "as it was kept"
+    kept.write_text(json.dumps(held))
+    again = coverage.compute(20, 4, 1, kept)["Pairing"]
+    assert [row.what for row in again] == ["as it was kept", second.what]
+    assert [row.shares for row in again] == [first.shares, second.shares]
+    with pytest.raises(SystemExit, match="made with seed 20 and 4 trials"):
+        coverage.compute(21, 4, 1, kept)
 
 
 def test_a_page_has_a_line_per_row_and_says_how_it_was_made():
