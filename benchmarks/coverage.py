@@ -1,5 +1,7 @@
 """How often the intervals of `headrace compare` hold the truth, and how often those do that it does not use.
 
+Rows that are done are kept beside the page, as JSON; interrupted, the same command goes on from there.
+
     python benchmarks/coverage.py --output benchmarks/results/statistics/coverage.md
 
 Queues whose truth is known are simulated (Lindley's recursion, Poisson arrivals; M/D/1 and M/M/1), 1,000 times for
@@ -9,12 +11,13 @@ each row, with processes that differ in speed. Successive response times depend 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +49,7 @@ class Row:
 
     what: str
     trials: int
-    shares: dict[str, float]
+    shares: dict[str, float | None]  # None: there was nothing to judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +261,7 @@ def single_row(rng: np.random.Generator, trials: int, law: Law, load: float, req
         held += int(interval.low <= truth <= interval.high)
     shares = {
         "refused": 1 - given / trials,
-        "covers": held / given if given else math.nan,
+        "covers": held / given if given else None,
         "as if independent": naive / trials,
     }
     return Row(what=f"{law}, load {load}, {requests:,} requests", trials=trials, shares=shares)
@@ -326,18 +329,37 @@ TABLES: dict[str, tuple[tuple[Make, tuple[object, ...]], ...]] = {
 }
 
 
-def compute(seed: int, trials: int, jobs: int, tell: Callable[[dict[str, list[Row]]], None]) -> None:
-    """Compute every row, each from random numbers of its own, and tell what there is whenever one is done."""
-    rows: dict[tuple[int, int], Row] = {}
+def compute(seed: int, trials: int, jobs: int, kept: Path) -> Iterator[dict[str, list[Row]]]:
+    """Compute every row that `kept` does not hold yet, each from random numbers of its own, and keep it when done.
+
+    Yields the tables as far as they are done: first what was kept, then after each row.
+    """
+    rows = _kept_rows(kept, seed, trials)
+    yield _tables(rows)
     with ProcessPoolExecutor(jobs) as pool:
         waiting = {
             pool.submit(make, np.random.default_rng([seed, table, index]), trials, *arguments): (table, index)
             for table, lines in enumerate(TABLES.values())
             for index, (make, arguments) in enumerate(lines)
+            if (table, index) not in rows
         }
         for done in as_completed(waiting):
             rows[waiting[done]] = done.result()
-            tell(_tables(rows))
+            found = [{"table": table, "row": row, **asdict(rows[table, row])} for table, row in sorted(rows)]
+            write_atomically(kept, json.dumps({"seed": seed, "trials": trials, "rows": found}, indent=1) + "\n")
+            yield _tables(rows)
+
+
+def _kept_rows(kept: Path, seed: int, trials: int) -> dict[tuple[int, int], Row]:
+    held = (
+        json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"seed": seed, "trials": trials, "rows": []}
+    )
+    if (held["seed"], held["trials"]) != (seed, trials):
+        raise SystemExit(f"{kept}: made with seed {held['seed']} and {held['trials']} trials; remove it, or use those")
+    return {
+        (row["table"], row["row"]): Row(what=row["what"], trials=row["trials"], shares=row["shares"])
+        for row in held["rows"]
+    }
 
 
 def _tables(rows: dict[tuple[int, int], Row]) -> dict[str, list[Row]]:
@@ -348,6 +370,8 @@ def _tables(rows: dict[tuple[int, int], Row]) -> dict[str, list[Row]]:
 
 def render(tables: dict[str, list[Row]], seed: int, trials: int, command: str) -> str:
     """Return the page."""
+    planned = sum(map(len, TABLES.values()))
+    missing = planned - sum(map(len, tables.values()))
     spread = 100 * Z * math.sqrt(0.95 * 0.05 / trials)
     parts = [
         "# How often the intervals hold the truth",
@@ -358,8 +382,9 @@ def render(tables: dict[str, list[Row]], seed: int, trials: int, command: str) -
         f" {SPREAD:.0%} (standard deviation of the logarithm); the candidate's times are {FASTER} of the base's. Truth"
         " is the ratio of the geometric means over all processes. One minus the share is the rate of false alarms where"
         ' nothing differs, before any threshold; "base differs from itself" is how often the A/A pair of a comparison'
-        " (every other run against the rest) would void it.",
+        " (every other run against the rest) would void it. Advice of more than 200 more runs counts as not enough.",
         *(_table(title, rows) for title, rows in tables.items()),
+        *([f"Not computed yet: {missing} of {planned} rows. The same command goes on."] if missing else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -371,11 +396,11 @@ def _table(title: str, rows: Sequence[Row]) -> str:
     return f"## {title}\n\n" + "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _shares(outcomes: Sequence[dict[str, bool]]) -> dict[str, float]:
+def _shares(outcomes: Sequence[dict[str, bool]]) -> dict[str, float | None]:
     return {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
 
 
@@ -392,11 +417,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     command = " ".join(["python", *sys.argv])
-
-    def tell(tables: dict[str, list[Row]]) -> None:
+    for tables in compute(args.seed, args.trials, args.jobs, args.output.with_suffix(".json")):
         write_atomically(args.output, render(tables, args.seed, args.trials, command))
-
-    compute(args.seed, args.trials, args.jobs, tell)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ passes but for one seed in 10,000. Seeds are fixed, so that no run fails by chan
 """
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -77,9 +78,28 @@ def test_the_simulated_queue_is_the_one_of_the_textbook():
     assert fixed.mean() == pytest.approx(1 + 0.5 / (2 * (1 - 0.5)), rel=0.01)  # Pollaczek and Khinchine
 
 
+def test_rows_that_were_kept_are_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        coverage, "TABLES", {"Pairing": ((coverage.pairing_row, (5, 0.0)), (coverage.pairing_row, (5, 1.0)))}
+    )
+    kept = tmp_path / "rows.json"
+    *_, done = coverage.compute(20, 4, 1, kept)
+    first, second = done["Pairing"]
+    held = json.loads(kept.read_text())
+    held["rows"][0]["what"] = "as it was kept"
+    kept.write_text(json.dumps(held))
+    (once,) = coverage.compute(20, 4, 1, kept)
+    again = once["Pairing"]
+    assert [row.what for row in again] == ["as it was kept", second.what]
+    assert [row.shares for row in again] == [first.shares, second.shares]
+    with pytest.raises(SystemExit, match="made with seed 20 and 4 trials"):
+        next(coverage.compute(21, 4, 1, kept))
+
+
 def test_a_page_has_a_line_per_row_and_says_how_it_was_made():
     rows = [coverage.pairing_row(np.random.default_rng(0), 4, 5, 0.0)]
     page = coverage.render({"Pairing": rows}, 20, 4, "python benchmarks/coverage.py")
     assert "`python benchmarks/coverage.py`; Python 3." in page
     assert "seed 20, 4 trials a row" in page
     assert "| 5 blocks, their spread 0.0 of that within | " in page
+    assert f"Not computed yet: {sum(map(len, coverage.TABLES.values())) - 1} of" in page
