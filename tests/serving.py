@@ -110,8 +110,13 @@ class Server:
         with self.gate.open("w"):
             pass
 
+    def drain(self):
+        """Read what the server says from now on, so that it can say any amount."""
+        if self._drain.ident is None:
+            self._drain.start()
+
     def stop(self, number=signal.SIGTERM):
-        self._drain.start()
+        self.drain()
         self.process.send_signal(number)
         return self.process.wait(WAIT_S)
 

@@ -1,12 +1,12 @@
-"""What is fuzzed: each target takes any bytes, and fails on whatever is not an error of ours or does not come back alike.
+"""What is fuzzed. A target takes any bytes, and fails on what is no error of ours or does not come back alike.
 
 A target is a plain function, so that a corpus is replayed where there is no fuzzer.
 """
 
 import asyncio
-import math
 import struct
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from headrace.door_messages import (
     decode_ask,
     encode,
 )
-from headrace.errors import HeadraceError, InvalidRequest, TransportFailed
+from headrace.errors import InvalidRequest, TransportFailed
 from headrace.frontend.http.body import Body
 from headrace.frontend.http.head import Head, Refused, header_number, parse_head
 from headrace.tensors import TensorSpec
@@ -95,7 +95,7 @@ def _answers_alike(request, tensors, specs):
     """Check that a response which holds the inputs gives a client of ours the same bytes."""
     outputs = {spec.name: tensors[number] for number, spec in enumerate(specs)}
     answer = v2.encode(request, "m", "1", outputs, specs)
-    if any(b"null" in part for part in (answer.json,)):  # JSON has no NaN and no infinity: that is what binary is for
+    if b"null" in answer.json:  # JSON has no NaN and no infinity: that is what binary is for
         return
     for output in v2_call.decode_answer(answer.json + b"".join(answer.tensors), len(answer.json)):
         assert output.array.shape[0] == request.rows
@@ -171,15 +171,16 @@ def http_head(data):
     """Read a head; what can be read is written out and read again."""
     try:
         head = parse_head(data)
-    except Refused as error:
-        assert error.close
+    except Refused:
         return
     assert head.length is None or head.length >= 0
     with suppress(InvalidRequest):
         header_number(head.headers, v2.HEADER_LENGTH)
     version = "1.0" if head.is_http_1_0 else "1.1"
     lines = [f"{head.method} {head.path} HTTP/{version}", *(f"{name}: {value}" for name, value in head.headers.items())]
-    assert parse_head("\r\n".join([*lines, "\r\n"]).encode("latin-1")) == head
+    again = parse_head("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
+    told = {name: value.rstrip(" \t") for name, value in head.headers.items()}  # joined, it may end in ", "
+    assert again == replace(head, headers=told)
 
 
 class _Cut:
@@ -207,6 +208,7 @@ def http_chunks(data):
     if whole is None:
         return
     assert whole == cut
+    assert len(whole) <= MOST_BODY_BYTES
     size = 1 + data[0] % 7
     pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
     again = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
@@ -220,10 +222,8 @@ def _body_of(data, size):
     try:
         body.read().send(None)  # nothing in it waits
     except StopIteration as ended:
-        assert len(ended.value) <= MOST_BODY_BYTES
         return bytes(ended.value)
-    except Refused as error:
-        assert error.close
+    except Refused:
         return None
     raise AssertionError("the body waits for something")
 
@@ -256,10 +256,8 @@ def door(data):
     if len(data) < LENGTH.size:
         return
     for most, decode in ((MOST_ASKED_BYTES, decode_ask), (MOST_ANSWERED_BYTES, decode_answer)):
-        try:
+        with suppress(TransportFailed):
             assert 0 <= body_bytes(data[: LENGTH.size], most) <= most
-        except TransportFailed as error:
-            assert str(most) in str(error)
         try:
             message = decode(data[LENGTH.size :])
         except TransportFailed:

@@ -167,7 +167,7 @@ def error_text(body: bytes) -> str:
         told = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         told = None
-    if isinstance(told, dict) and isinstance(told.get("error"), str):
+    if isinstance(told, dict) and isinstance(told.get("error"), str) and told["error"]:
         return str(told["error"])
     return body[:200].decode(errors="replace") or "the server gave no reason"
 
