@@ -207,4 +207,5 @@ def test_good_clients_are_served_rightly_among_bad_slow_and_vanishing_ones_and_n
         for future in asked:
             future.result(WAIT_S)
     assert server.process.wait(WAIT_S) == 0
-    assert not [process for process in processes if process.is_running()]
+    _, alive = psutil.wait_procs(processes, WAIT_S)
+    assert not alive

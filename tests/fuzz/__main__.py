@@ -1,6 +1,7 @@
-"""Fuzzes one target, guided by coverage: `python -m tests.fuzz TARGET [options and corpus folders of libFuzzer]`.
+"""Fuzzes one target, guided by coverage: `python -m tests.fuzz TARGET [options of libFuzzer] [FOLDER]`.
 
-A corpus folder that is not there is made; the seeds that are committed are read besides.
+What is learnt goes into the folder, which is made; the seeds that are committed are read besides. With files instead of
+a folder, these alone are tried.
 """
 
 import sys
@@ -20,11 +21,12 @@ def main():
     name, *options = sys.argv[1:]
     if name not in TARGETS:
         sys.exit(f"there is no target {name}; there are {', '.join(TARGETS)}")
-    folders = [Path(option) for option in options if not option.startswith("-")]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    given = [sys.argv[0], *options, str(SEEDS / name)]
-    atheris.Setup(given, TARGETS[name])
+    places = [Path(option) for option in options if not option.startswith("-")]
+    if not any(place.is_file() for place in places):
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        options.append(str(SEEDS / name))
+    atheris.Setup([sys.argv[0], *options], TARGETS[name])
     atheris.Fuzz()
 
 
