@@ -36,9 +36,10 @@ POLL_S = 0.1
 START_S = 60.0
 PATH = "/v2/models/model/infer"
 HEAD = (
-    "| server | connections | requests/s | to that of 64 | CPU of a request, us | to that of 64 | p50 ms | p99 ms"
+    "| server | connections | requests/s | to that of 64 | requests per s of frontends' CPU time | to that of 64"
+    " | frontends: ran + waited for a core | server's CPU of a request, us | p50 ms | p99 ms"
     " | frontends' RSS MiB | PSS MiB | PSS of a connection beyond 64, KiB | server's cores | busiest client process"
-    " | others' cores | errors | checked, wrong |\n|" + "---|" * 16
+    " | others' cores | errors | checked, wrong |\n|" + "---|" * 17
 )
 Record = Mapping[str, Any]
 
@@ -58,6 +59,20 @@ class Started:
     port: int
     tree: Tree
     frontends: tuple[psutil.Process, ...]
+
+    def ran(self) -> Sample:
+        """Return what the frontends have run."""
+        return self._scheduled(0)
+
+    def waited(self) -> Sample:
+        """Return how long they had work and no core, as if it were CPU time."""
+        return self._scheduled(1)
+
+    def _scheduled(self, column: int) -> Sample:
+        """Source: Linux, Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat; of every thread."""
+        files = (path for each in self.frontends for path in Path(f"/proc/{each.pid}/task").glob("*/schedstat"))
+        spent_ns = sum(int(path.read_text().split()[column]) for path in files)
+        return Sample(time.perf_counter_ns(), len(self.frontends), 0, spent_ns / 1e9)
 
     def memory(self) -> Memory:
         found = [process.memory_full_info() for process in self.frontends]
@@ -150,13 +165,15 @@ def measure(args: argparse.Namespace, folder: Path, server: Started, connections
     """Load a server over so many connections, and return what came of it; memory is of the window's middle."""
     before = os.getloadavg()[0]
     client = _load(args, folder, server, connections)
-    samples, machine = [server.tree.sample()], [_machine()]
+    samples, machine, ran, waited = [server.tree.sample()], [_machine()], [server.ran()], [server.waited()]
     middle = time.monotonic() + args.warmup + args.seconds / 2
     memory = None
     while client.poll() is None:
         time.sleep(POLL_S)
         samples.append(server.tree.sample())
         machine.append(_machine())
+        ran.append(server.ran())
+        waited.append(server.waited())
         if memory is None and time.monotonic() > middle:
             memory = server.memory()
     if client.returncode or memory is None:
@@ -164,9 +181,7 @@ def measure(args: argparse.Namespace, folder: Path, server: Started, connections
     summary = json.loads((folder / "summary.json").read_text())
     del summary["path"], summary["headers"]
     window = summary["begin_ns"], summary["end_ns"]
-    used, busy = cores(samples, *window), cores(machine, *window)
-    assert used is not None
-    assert busy is not None
+    used, busy, running, waiting = (_cores(found, *window) for found in (samples, machine, ran, waited))
     facts = {
         "load_average": before,
         "frontends_rss_bytes": memory.rss,
@@ -174,8 +189,19 @@ def measure(args: argparse.Namespace, folder: Path, server: Started, connections
         "server_cores": used,
         "other_cores": busy - used - sum(summary["client_cores"]),  # what the machine did beside this
         "cpu_us": 1e6 * used / summary["requests_per_s"],  # of the server, for a request
+        "frontend_cores": running,
+        "frontend_waited_cores": waiting,  # had work, and waited for a core that others had
+        "per_frontend_core_s": summary["requests_per_s"] / running,
     }
     return facts | summary
+
+
+def _cores(samples: list[Sample], begin_ns: int, end_ns: int) -> float:
+    """Return how many cores were busy in the window; where a busy machine left us no samples there, in all the time."""
+    found = cores(samples, begin_ns, end_ns)
+    found = cores(samples, samples[0].at_ns, samples[-1].at_ns) if found is None else found
+    assert found is not None
+    return found
 
 
 def _machine() -> Sample:
@@ -235,8 +261,10 @@ def _line(name: str, connections: int, records: Sequence[Record]) -> str:
         str(connections),
         f"{_median(found, 'requests_per_s'):,.0f}",
         _ratios(records, connections, "requests_per_s"),
+        f"{_median(found, 'per_frontend_core_s'):,.0f}",
+        _ratios(records, connections, "per_frontend_core_s"),
+        f"{_median(found, 'frontend_cores'):.2f} + {_median(found, 'frontend_waited_cores'):.2f}",
         f"{_median(found, 'cpu_us'):.1f}",
-        _ratios(records, connections, "cpu_us"),
         f"{_median(found, 'p50_ms'):.2f}",
         f"{_median(found, 'p99_ms'):.2f}",
         f"{_median(found, 'frontends_rss_bytes') / 2**20:.1f}",

@@ -23,6 +23,7 @@ from headrace.door_messages import (
 from headrace.errors import InvalidRequest, TransportFailed
 from headrace.frontend.http.body import Body
 from headrace.frontend.http.head import Head, Refused, header_number, parse_head
+from headrace.frontend.http.stream import END
 from headrace.tensors import TensorSpec
 from headrace.wire import v2, v2_call
 from headrace.wire.datatypes import FROM_DTYPE, TO_DTYPE
@@ -168,9 +169,10 @@ def _put_region(tensor, place):
 
 
 def http_head(data):
-    """Read a head; what can be read is written out and read again."""
+    """Read a head, up to the first empty line; what can be read is written out and read again."""
+    begin, end, _ = data.partition(END)
     try:
-        head = parse_head(data)
+        head = parse_head(begin + end)
     except Refused:
         return
     assert head.length is None or head.length >= 0
