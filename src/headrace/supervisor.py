@@ -49,7 +49,7 @@ from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 
 KILL_AFTER_S = 5.0  # beyond the drain limit
-BACKLOG = 1024
+BACKLOG = 4096
 
 
 @dataclass(slots=True, eq=False)

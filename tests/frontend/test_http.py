@@ -380,6 +380,25 @@ async def test_clients_that_reset_their_connections_anywhere_leave_nothing(kind)
         assert link.in_flight == 0
 
 
+@pytest.mark.parametrize("end", ["the server stops", "the version is taken out"])
+@on_loop
+async def test_a_large_answer_is_sent_though_no_more_requests_are_taken_by_then(end):
+    link = FakeLink(inputs=LARGE, gate=asyncio.Event())
+    async with serving(link) as world:
+        client = await world.connect()
+        client.send(sized(bytes(4 << 20), "Inference-Header-Content-Length: 0"))
+        await world.until(lambda: link.asked)
+        service = world.front._shared.infer._service
+        if end == "the server stops":
+            service.draining = True
+        else:
+            service.retire(link)
+        link.gate.set()
+        answer = await client.answer()
+        assert answer.status == 200
+        assert answer.body.endswith(bytes(4 << 20))
+
+
 @on_loop
 async def test_at_the_end_what_was_taken_is_answered_and_kept_connections_are_refused():
     link = FakeLink(gate=asyncio.Event())

@@ -40,7 +40,7 @@ from headrace.frontend.observe import Observer
 from headrace.frontend.regions import Regions, SharedRegions
 from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
-from headrace.processes import become_child, keep_freed_memory
+from headrace.processes import allow_open_files, become_child, keep_freed_memory
 
 if TYPE_CHECKING:
     from headrace.frontend.spans import Tracer
@@ -57,6 +57,7 @@ def run_frontend(job: FrontendJob) -> None:
     become_child()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to hear
     keep_freed_memory()
+    allow_open_files()
     uvloop.run(_Frontend(job).run())
 
 

@@ -12,6 +12,7 @@ from headrace import __version__
 from headrace.clock import now_ns
 from headrace.config import MODEL_NAME
 from headrace.errors import (
+    Cancelled,
     DeadlineExceeded,
     EngineStopped,
     HeadraceError,
@@ -239,13 +240,19 @@ _FAILURE_KINDS = (
     (ModelFailed, "model"),
     (EngineStopped, "lost"),
     (NotReady, "unavailable"),
-    (Exception, "internal"),
+    (Cancelled, "cancelled"),
 )
 
 
 def failure_kind(error: BaseException) -> str:
     """Return which of `board.FAILURES` it was."""
-    return next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), "cancelled")
+    kind = next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), None)
+    if kind is not None:
+        return kind
+    if not isinstance(error, Exception):  # asyncio's, of a client that left
+        return "cancelled"
+    is_clients = isinstance(error, HeadraceError) and 400 <= error.http_status < 500  # as a body that does not come
+    return "invalid" if is_clients else "internal"
 
 
 def server_metadata(*, shared_memory: bool) -> dict[str, object]:

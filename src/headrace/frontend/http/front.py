@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.frontend.spans import Tracer
     from headrace.frontend_job import AccessSettings, HttpSettings
 
-BACKLOG = 1024
+BACKLOG = 4096  # connections not accepted yet; the kernel drops more, and clients try again after seconds
 
 
 def make_front(

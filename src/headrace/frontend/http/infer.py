@@ -155,7 +155,7 @@ class Infer:
         accept = exchange.head.headers.get("accept-encoding")
         if accept is not None:
             reply = await encoded(reply, accept)
-        if reply.size <= COPY_BYTES or self._service.free_share(model.name, model.version) < AMPLE:
+        if reply.size <= COPY_BYTES or call.free_share < AMPLE:
             return reply.copied()
         await exchange.send(reply)
         return None
