@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
-from headrace.study import compare
+from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
 from headrace.study.finished import load_runs, missing_runs, write_atomically
@@ -256,8 +256,8 @@ def _tables(args: argparse.Namespace, screen: Screen) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    form = "folder of a run or a sweep; FOLDER:EXPERIMENT takes one experiment, as results/sweep:2_predict_workers"
-    parser.add_argument("base", metavar="BASE", help=form)
+    kinds = "folder of a run or a sweep; FOLDER:EXPERIMENT takes one experiment, as results/sweep:2_predict_workers"
+    parser.add_argument("base", metavar="BASE", help=kinds)
     parser.add_argument("candidate", metavar="CANDIDATE", help="likewise")
     parser.add_argument(
         "--threshold",
@@ -265,14 +265,30 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         default=THRESHOLD,
         help="smallest ratio that matters (default: 0.02)",
     )
+    parser.add_argument(
+        "--bound",
+        type=options.seconds,
+        metavar="TIME",
+        help="compare goodput too: samples answered within it, as 20ms, per second (default: the runs' own, if any)",
+    )
     parser.add_argument("--allow-unlike", action="store_true", help="compare although more than the design differs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--changelog", action="store_true", help="print an entry for a changelog (Keep a Changelog)")
     parser.set_defaults(command=_compare)
 
 
 def _compare(args: argparse.Namespace, screen: Screen) -> None:
     base, candidate = (compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate))
-    result = compare.compare(base, candidate, threshold=args.threshold, allow_unlike=args.allow_unlike)
-    _print_page(compare.render_markdown(result), screen)
+    result = compare.compare(
+        base, candidate, threshold=args.threshold, bound_s=args.bound, allow_unlike=args.allow_unlike
+    )
+    if args.json:
+        sys.stdout.write(compare_report.render_json(result))
+    elif args.changelog:
+        sys.stdout.write(compare_page.render_changelog(result))
+    else:
+        _print_page(compare_page.render_markdown(result), screen)
 
 
 def _add_findings(parser: argparse.ArgumentParser) -> None:

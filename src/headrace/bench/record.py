@@ -72,7 +72,9 @@ def read_records(path: Path) -> Records:
         column = table.column(name).combine_chunks()
         if name in ("phase", "status"):
             words = PHASES if name == "phase" else STATUSES
-            records[name] = [words.index(word) for word in column.to_pylist()]
+            coded = column.dictionary_encode()  # as it is written; a million words one by one take seconds
+            codes = np.array([words.index(word) for word in coded.dictionary.to_pylist()], dtype=np.int8)
+            records[name] = codes[coded.indices.to_numpy()] if len(coded) else 0
         else:
             records[name] = column.to_numpy()
     return records
