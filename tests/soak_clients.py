@@ -81,7 +81,7 @@ class Inputs:
 
 
 def request_head(body_bytes, *headers):
-    lines = [f"POST {PATH} HTTP/1.1", "Host: x", f"Content-Length: {body_bytes}", *headers, "\r\n"]
+    lines = [f"POST {PATH} HTTP/1.1", "Host: localhost", f"Content-Length: {body_bytes}", *headers, "\r\n"]
     return "\r\n".join(lines).encode()
 
 
@@ -309,15 +309,15 @@ class Visitor:
                     b"\r\nnonsense\r\n\r\n",
                     b"GET / HTTP/1.1\r\nHost x\r\n\r\n",
                     b"GET / HTTP/1.1\r\n\r\n",
-                    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-                    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+                    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 ]
             ),
             400,
         )
 
     def long_head(self):
-        self._refused(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000, 431)
+        self._refused(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000, 431)
 
     def garbage(self):
         data = self.random.randbytes(self.random.randint(1, 2000)) + b"\r\n\r\n"
@@ -372,7 +372,7 @@ class Visitor:
 
     def oversized_chunks(self):
         chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
-        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         self._refused(head + chunk * (MAX_BODY_BYTES // 0x10000 + 1), 413)
 
     def bad_grpc(self):

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+import time
 import zlib
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -207,6 +208,20 @@ async def test_connections_beyond_the_limit_are_told_so_and_closed():
         kept[0].writer.close()
         await world.until(lambda: len(world.front._connections) < 2)
         assert (await (await world.connect()).ask(get("/v2"))).status == 200
+
+
+@on_loop
+async def test_connections_are_taken_though_every_round_of_the_event_loop_is_long():
+    async with serving() as world:
+        clients = [socket.create_connection(("127.0.0.1", world.port)) for _ in range(300)]
+        rounds = 0
+        while len(world.front._connections) < len(clients):
+            rounds += 1
+            assert rounds < 20, "one in a round would take 300"
+            time.sleep(0.05)  # as when hundreds of connections have work
+            await asyncio.sleep(0)
+        for client in clients:
+            client.close()
 
 
 @on_loop

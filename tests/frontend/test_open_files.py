@@ -26,7 +26,7 @@ def test_more_connections_are_served_than_files_may_be_open_by_default(tmp_path)
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(server)) for _ in range(2 * FILES)]
         for connection in connections:
-            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert {connection.recv(12) for connection in connections} == {b"HTTP/1.1 200"}
         one_more = stack.enter_context(connect(server))
         assert one_more.recv(12) == b"HTTP/1.1 503"
