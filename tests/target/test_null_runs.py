@@ -24,10 +24,10 @@ MS = 1_000_000
 @pytest.mark.parametrize(
     ("law", "rate", "duration_s"),
     [
-        ("null://fixed?service=20ms", 25, 4),  # M/D/1 at a load of 0.5,
-        ("null://fixed?service=10ms", 80, 4),  # 0.8,
-        ("null://fixed?service=10ms", 90, 4),  # and 0.9
-        ("null://exponential?mean=10ms&seed=1", 70, 4),
+        ("null://fixed?service=20ms", 25, 3),  # M/D/1 at a load of 0.5,
+        ("null://fixed?service=10ms", 80, 3),  # 0.8,
+        ("null://fixed?service=10ms", 90, 3),  # and 0.9
+        ("null://exponential?mean=10ms&seed=1", 70, 3),
     ],
 )
 def test_a_known_law_is_recovered(tmp_path, law, rate, duration_s):
@@ -38,24 +38,16 @@ def test_a_known_law_is_recovered(tmp_path, law, rate, duration_s):
     assert log["due_ns"].tolist() == lindley(log["arrived_ns"].tolist(), log["service_ns"].tolist()).tolist()
     happened = log["answered_ns"] - log["arrived_ns"]
     service = seen["completed_ns"] - seen["issued_ns"]
-    # Both ends of a request are other processes' moments of running: a busy machine adds to each, never takes away.
-    room = max(0.02 * float(happened.mean()), waits(outcome))
-    assert 0 <= float(service.mean()) - float(happened.mean()) <= room
+    # A busy machine adds to each request, never takes away. How busy it was, two other things say: how late the null
+    # server answered, and how late the generator woke for its plan.
+    late = (log["answered_ns"] - log["due_ns"], seen["issued_ns"] - seen["scheduled_ns"])
+    added = float(service.mean()) - float(happened.mean())
+    assert 0 <= added <= 0.02 * float(happened.mean()) + 5 * sum(float(each.mean()) for each in late) + MS / 5
     p50, p99 = percentiles(service, 50, 99)
     true_p50, true_p99 = percentiles(happened, 50, 99)
-    assert true_p50 * 0.98 <= p50
-    assert true_p99 * 0.98 <= p99
-
-
-def waits(outcome) -> float:
-    """Return how long, on average, requests and answers of this run lay between the processes, as moments in time show.
-
-    Sent and arrived, answered and completed are as many moments each; the differences of their means need no matching.
-    """
-    log, seen = outcome.log, answered(outcome)
-    there = log["arrived_ns"].mean() - seen["issued_ns"].mean()
-    back = seen["completed_ns"].mean() - log["answered_ns"].mean()
-    return float(there + back) + 1000
+    room = 5 * sum(int(each.max()) for each in late) + MS / 5
+    assert true_p50 * 0.98 <= p50 <= true_p50 * 1.02 + room
+    assert true_p99 * 0.98 <= p99 <= true_p99 * 1.02 + room
 
 
 def test_a_plan_is_kept_by_several_generators(tmp_path):
@@ -70,7 +62,7 @@ def test_a_plan_is_kept_by_several_generators(tmp_path):
 
 def test_a_stall_shows_in_response_times_whole(tmp_path):
     """200 requests/s and a stall of 2 s: p99 is near 2 s, where a tool that stamps at sending shows milliseconds."""
-    load = LoadConfig(kind="constant", rate=200, duration_s=5)
+    load = LoadConfig(kind="constant", rate=200, duration_s=4)
     outcome = measure(tmp_path, "null://fixed?service=2ms&stall=2s&stall_at=1s", load, connections=16)
     seen = answered(outcome)
     response = seen["completed_ns"] - seen["scheduled_ns"]
@@ -133,7 +125,7 @@ def test_a_frozen_generator_shows_in_response_times_and_is_named(tmp_path):
 
 
 def test_what_a_server_refuses_is_counted_and_leaves_no_throughput(tmp_path):
-    outcome = measure(tmp_path, "null://fixed?service=100us&shed=0.02", poisson(400, 3))
+    outcome = measure(tmp_path, "null://fixed?service=100us&shed=0.02", poisson(400, 2))
     metrics = outcome.summary.metrics
     shed = int((outcome.log["fate"] == 1).sum())
     assert metrics.shed == shed > 0
@@ -168,7 +160,7 @@ def test_a_cache_is_named(tmp_path):
 
 
 def test_overload_has_no_latency(tmp_path):
-    outcome = measure(tmp_path, "null://fixed?service=20ms", poisson(100, 3))
+    outcome = measure(tmp_path, "null://fixed?service=20ms", poisson(100, 2))
     assert outcome.summary.metrics.response_time is None
     assert outcome.summary.metrics.throughput_samples_per_s is not None
     assert any("no latency exists" in mark for mark in outcome.summary.marks)
