@@ -54,6 +54,13 @@ class Screen:
         """Print a sentence for the person who started the command, as it is."""
         self.err.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def remark(self, summary: RunSummary) -> None:
+        """Print what a reader of a run's numbers must know."""
+        for mark in summary.marks:
+            self.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
+        for note in summary.notes:
+            self.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 good, 1 failed, 2 wrong options, 130 interrupted."""
@@ -165,10 +172,7 @@ def _bench_target(args: argparse.Namespace, screen: Screen) -> None:
         sys.stdout.write(encode(summary).decode())
     else:
         screen.out.print(live.target_table(summary))
-        for mark in summary.marks:
-            screen.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
-        for note in summary.notes:
-            screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        screen.remark(summary)
         screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet)", highlight=False, markup=False)
     run.raise_for(summary)
 
@@ -216,8 +220,7 @@ def show(summary: RunSummary, output_dir: Path, screen: Screen, *, as_json: bool
         sys.stdout.write(encode(summary).decode())
         return
     screen.out.print(present.summary_table(summary))
-    for note in summary.notes:
-        screen.out.print(f"note: {note}", style="yellow", highlight=False)
+    screen.remark(summary)
     screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False)
 
 

@@ -18,12 +18,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from headrace import nvml
-from headrace.bench import answers, arrivals, environment, prepared, stats, trace
+from headrace.bench import answers, arrivals, environment, prepared, stats, trace, validity
 from headrace.bench.crew import Crew, Member
 from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, PrepareJob
 from headrace.bench.output import output_folder
 from headrace.bench.prepared import Prepared
-from headrace.bench.record import STATUSES, Records, write_records
+from headrace.bench.record import STATUSES, Records, measured, write_records
 from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, Efficiency, RunSummary, encode
 from headrace.bench.telemetry import TelemetryJob, TelemetryResult
 from headrace.clock import NS_PER_S
@@ -289,6 +289,7 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
     metrics = stats.compute(load.records, config.load.bound_s)
+    verdict = validity.judge(measured(load.records), metrics, config.load.kind, None)
     gpu = config.gpu_index
     limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
     copies = config.transport.client == "copy"
@@ -308,8 +309,9 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
         torch=reported.host.facts,
         limits=limits,
         efficiency=Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None,
+        marks=verdict.marks,
         notes=_notes(config, reported),
-        error=_error(load, metrics),
+        error=_error(load, metrics) or next(iter(verdict.voids), None),
     )
 
 
