@@ -174,9 +174,11 @@ class HostStage:
                 self._finish(ticket)
             self._give_back(staged)
             return
+        answers = [ticket for ticket in staged if ticket.error is None]
         with self._work:
-            self._answers.extend(staged)
-            self._work.notify(len(staged))
+            self._answers.extend(answers)
+            self._work.notify(len(answers))
+        self._give_back([ticket for ticket in staged if ticket.error is not None])
 
     def _receive(self, arrivals: Arrivals) -> bool:
         """Take over what has come, and return whether more may come."""
@@ -293,6 +295,8 @@ class HostStage:
 
     def _give_back(self, tickets: Sequence[StagedTicket]) -> None:
         """Free the rows here, and tell the clients."""
+        if not tickets:
+            return
         computed_ns = self._clock()
         for ticket in tickets:
             outer = ticket.outer
