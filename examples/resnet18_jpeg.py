@@ -6,12 +6,13 @@ softmax and the choice of the five run on the device, in batches; names are look
 read from resnet18.pth beside this file, if it is there.
 """
 
+import io
 from pathlib import Path
 
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.io import encode_jpeg
 
 from headrace.model.described import Bytes, Described
 from headrace.model.pictures import decode_jpeg
@@ -34,13 +35,14 @@ def build() -> Described:
     network = torchvision.models.resnet18()
     if WEIGHTS.exists():
         network.load_state_dict(torch.load(WEIGHTS, weights_only=True))
-    noise = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)
+    example = io.BytesIO()
+    Image.effect_noise((256, 256), 64).save(example, "JPEG")
     return Described(
         nn.Sequential(FromImages(SIZE), network, TopLabels(5)),
         inputs={"image": Bytes(max_bytes=1 << 20)},
         preprocess=preprocess,
         outputs={"names": Bytes(max_bytes=64, shape=(5,))},
         postprocess=postprocess,
-        example={"image": encode_jpeg(noise).numpy().tobytes()},
+        example={"image": example.getvalue()},
         max_batch_size=32,
     )

@@ -1,4 +1,4 @@
-"""Elements of BYTES: packed as the protocol has them, in the cells of a table, as JSON, and as known clients pack them."""
+"""Elements of BYTES: packed as the protocol has them, in the cells of a table, as JSON, and as clients pack them."""
 
 import base64
 import json

@@ -105,7 +105,7 @@ class HostStage:
     def start(self) -> None:
         """Begin answering what is submitted."""
         self._dispatcher.start()
-        # PyTorch counts its threads per thread, but a new one begins with the count that was set last anywhere: rows
+        # PyTorch's number of threads is each thread's own, but a new one begins with what was set last anywhere. Rows
         # are to be made by one thread each, and the lanes to keep theirs.
         count = torch.get_num_threads()
         for thread in self._threads:
@@ -221,6 +221,7 @@ class HostStage:
     def _run(self) -> None:
         """Be one of the threads."""
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first look fixes its count
         self._started.wait()
         with torch.no_grad():
             while (job := self._next_job()) is not None:
