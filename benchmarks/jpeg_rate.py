@@ -1,8 +1,8 @@
 """JPEG files against the tensors that are in them, side by side: `python benchmarks/jpeg_rate.py`.
 
 One server has a network that costs next to nothing twice: for float32 [rows, 3, 224, 224], and for the files of which
-such tensors are made. Client, frontend and backend share the machine's CPUs, so it is their CPU time that is compared.
-The two take turns; the medians of all rounds are printed.
+such tensors are made. The two take turns; the medians of all rounds are printed: requests per second, and the CPU time
+of all processes for each, the client's too, which tells more on a machine that is busy with other work.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import psutil
 import skimage.data
 from PIL import Image
 
@@ -50,9 +53,21 @@ def photograph() -> bytes:
     return file.getvalue()
 
 
-def rate(call: Callable[[], object], threads: int, seconds: float) -> float:
-    """Return the calls per second of a closed loop with so many threads."""
+class Measured(NamedTuple):
+    per_s: float
+    cpu_ms: float  # of each
+
+
+def cpu_s(server: psutil.Process) -> float:
+    """Return the CPU time of a server's processes and of this one."""
+    times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+    return sum(each.user + each.system for each in times) + time.process_time()
+
+
+def rate(call: Callable[[], object], threads: int, seconds: float, server: psutil.Process) -> Measured:
+    """Measure a closed loop with so many threads."""
     counts = [0] * threads
+    before_s = cpu_s(server)
     end = time.perf_counter() + seconds
 
     def loop(number: int) -> None:
@@ -65,24 +80,25 @@ def rate(call: Callable[[], object], threads: int, seconds: float) -> float:
         caller.start()
     for caller in callers:
         caller.join()
-    return sum(counts) / seconds
+    return Measured(sum(counts) / seconds, 1000 * (cpu_s(server) - before_s) / sum(counts))
 
 
-def measure(url: str, rounds: int, seconds: float) -> None:
+def measure(url: str, rounds: int, seconds: float, server: psutil.Process) -> None:
     jpeg = [photograph()]
     tensors = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
     sys.stdout.write(f"a file of {len(jpeg[0]):,} bytes, a tensor of {tensors.nbytes:,}\n")
     for ring, threads in ((None, 1), (None, 8), ("off", 1), ("off", 8)):
         with Client(url, ring=ring) as client:
-            found: dict[str, list[float]] = {"jpeg": [], "tensors": []}
+            calls = {name: partial(client.infer, name, rows) for name, rows in (("jpeg", jpeg), ("tensors", tensors))}
+            found: dict[str, list[Measured]] = {name: [] for name in calls}
             for _ in range(rounds):
-                for name, rows in (("jpeg", jpeg), ("tensors", tensors)):
-                    found[name].append(rate(lambda name=name, rows=rows: client.infer(name, rows), threads, seconds))
-            files, arrays = (statistics.median(found[name]) for name in ("jpeg", "tensors"))
-            sys.stdout.write(
-                f"{client.transport}, {threads} threads: {files:,.0f} files/s, {arrays:,.0f} tensors/s,"
-                f" ratio {files / arrays:.2f}\n"
-            )
+                for name, call in calls.items():
+                    found[name].append(rate(call, threads, seconds, server))
+            for name, measured in found.items():
+                per_s, cpu_ms = (statistics.median(values) for values in zip(*measured, strict=True))
+                sys.stdout.write(
+                    f"{client.transport}, {threads} threads, {name}: {per_s:,.0f} requests/s, {cpu_ms:.2f} ms of CPU\n"
+                )
 
 
 def main() -> None:
@@ -100,7 +116,7 @@ def main() -> None:
         url = next(match.group(1) for match in found if match)
         threading.Thread(target=server.stderr.read, daemon=True).start()
         try:
-            measure(url, args.rounds, args.seconds)
+            measure(url, args.rounds, args.seconds, psutil.Process(server.pid))
         finally:
             server.terminate()
             server.wait()

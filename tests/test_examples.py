@@ -18,7 +18,7 @@ DEFAULT_ADDRESS = "127.0.0.1:8000"
 @pytest.fixture(scope="module")
 def address():
     """Serve the example; yield the HTTP address."""
-    options = ("--name", "photos", "--device", "cpu", "--http-port", "0", "--no-grpc", "--queue-rows", "32")
+    options = ("--name", "photos", "--device", "cpu", "--http-port", "0", "--no-grpc", "--max-batch-size", "2")
     command = [sys.executable, "-m", "headrace", "serve", f"{EXAMPLE}:build", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         ready = next((line for line in server.stderr if line.startswith("ready: ")), "")
