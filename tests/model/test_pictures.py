@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -91,6 +91,7 @@ def test_what_is_no_whole_jpeg_is_refused(data, words):
         decode_jpeg(data, 8)
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, len(WHOLE) - 1), bits=st.integers(1, 255), cut=st.integers(0, len(WHOLE)))
 def test_a_damaged_jpeg_is_a_picture_or_refused(at, bits, cut):
     data = bytearray(WHOLE)

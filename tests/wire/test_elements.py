@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
@@ -47,6 +47,7 @@ def packed_of(json_bytes, tail=b"", spec=NAMES):
     return bytes(decoded(json_bytes, tail, spec).gather(memoryview(tail))[0])
 
 
+@settings(deadline=None)
 @given(BLOBS)
 def test_what_is_packed_is_what_a_known_client_reads_and_writes(blobs):
     packed = bytes(elements.pack(blobs))
@@ -56,6 +57,7 @@ def test_what_is_packed_is_what_a_known_client_reads_and_writes(blobs):
     assert [bytes(each) for each in elements.split(memoryview(packed), "x")] == blobs
 
 
+@settings(deadline=None)
 @given(blobs=BLOBS, filled=st.integers(0, 255))
 def test_elements_cross_a_table_whatever_lay_in_it_before(blobs, filled):
     rows = cells_of(len(blobs), filled)
@@ -64,6 +66,7 @@ def test_elements_cross_a_table_whatever_lay_in_it_before(blobs, filled):
     assert bytes(elements.raw(rows, NAMES)) == bytes(elements.pack(blobs))
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=60), count=st.integers(0, 4))
 def test_anything_is_taken_whole_or_refused_and_never_written_beyond_its_rows(data, count):
     memory = bytearray(b"\x55" * ((count + 2) * (LENGTH_BYTES + MOST)))
@@ -100,6 +103,7 @@ def test_a_length_that_the_other_process_has_spoilt_is_refused():
         list(elements.cells(rows, NAMES))
 
 
+@settings(deadline=None)
 @given(texts=TEXTS, nested=st.booleans(), as_base64=st.booleans())
 def test_strings_cross_as_json_text_and_as_base64(texts, nested, as_base64):
     data = [base64.b64encode(text.encode()).decode() for text in texts] if as_base64 else texts
@@ -125,6 +129,7 @@ def test_elements_that_are_no_text_are_answered_as_base64_and_the_answer_says_so
     assert decode_answer(encoded.json, None)[0].array.tolist() == [[blob]]
 
 
+@settings(deadline=None)
 @given(BLOBS.filter(bool))
 def test_elements_cross_as_binary_data_from_our_client_to_the_server_and_back(blobs):
     array = np.empty((len(blobs), 1), object)
@@ -138,6 +143,7 @@ def test_elements_cross_as_binary_data_from_our_client_to_the_server_and_back(bl
     assert decode_answer(body, len(answer.json))[0].array.tolist() == [[blob] for blob in blobs]
 
 
+@settings(deadline=None)
 @given(blobs=st.lists(st.binary(max_size=MOST), min_size=2, max_size=2), raw=st.booleans())
 def test_elements_cross_over_grpc_raw_and_in_contents(blobs, raw):
     message = pb.ModelInferRequest(model_name="m")
