@@ -372,6 +372,8 @@ class ServedModelConfig:
     num_lanes: int = 1
     lanes: LanesConfig = field(default_factory=LanesConfig)
     image_size: int = 224  # of torchvision's models
+    preprocess_threads: int = 1  # for what a model's description has the host do
+    batching_is_open: bool = False  # nobody has said how large batches are: the model's description may
 
     @property
     def largest_batch(self) -> int:
@@ -389,6 +391,7 @@ class ServedModelConfig:
         )
         self.lanes.validate()
         require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
+        require(self.preprocess_threads >= 1, f"--preprocess-threads {self.preprocess_threads}: at least 1 is needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ MAX_BATCH_SIZE = 32
 LANES_GPU = 4
 LANES_CPU = 1
 MOST_ROWS = 65536
+MOST_PREPROCESS_THREADS = 16  # if nobody says how many
 _MOST = (1 << 63) - 1  # of a TOML integer
 _LANES = LanesConfig()
 _SWITCHES = lanes_options.SWITCHES
@@ -97,6 +98,13 @@ class ModelOptions:
         limits=(0, 3_600_000_000),
         group="lanes",
     )
+    preprocess_threads: int | None = option(
+        None,
+        "threads for a model's own steps on the CPU, before and after it",
+        limits=(1, 256),
+        computed=f"one per CPU, at most {MOST_PREPROCESS_THREADS}",
+        group="lanes",
+    )
     lane_depth: int = option(_LANES.depth, lanes_options.DEPTH_HELP, limits=(1, 64), group="lanes")
     prefetch: bool = option(_LANES.prefetch, _SWITCHES["prefetch"], group="lanes")
     spin: bool = option(_LANES.spin, _SWITCHES["spin"], group="lanes")
@@ -110,6 +118,7 @@ class ModelOptions:
         None, lanes_options.REWRITES["pointwise_as_matmul"], computed=lanes_options.PAYS, group="lanes"
     )
     stem: Stem = option(_LANES.stem, lanes_options.STEM_HELP, group="lanes")
+    batching_is_open: bool = False  # no option: whether `completed` has made up the buckets
 
     def completed(self) -> ModelOptions:
         """Return the same with everything that was left open filled in, for this machine.
@@ -132,6 +141,8 @@ class ModelOptions:
             compile_cache=self.compile_cache or user_cache(),
             buckets=buckets,
             max_batch_size=max(buckets),
+            preprocess_threads=self.preprocess_threads or min(os.cpu_count() or 1, MOST_PREPROCESS_THREADS),
+            batching_is_open=self.batching_is_open or (self.buckets is None and self.max_batch_size is None),
         )
 
 
@@ -171,6 +182,8 @@ def served_model(given: ModelOptions) -> ServedModelConfig:
             **{name: getattr(given, name) for name in (*_SWITCHES, *lanes_options.REWRITES, "stem")},
         ),
         image_size=given.image_size,
+        preprocess_threads=given.preprocess_threads or 1,
+        batching_is_open=given.batching_is_open,
     )
     config.validate()
     return config

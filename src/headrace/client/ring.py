@@ -7,20 +7,21 @@ waits for room, and asks for a new ring when the old one has ended or the server
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.client.arrays import Array, Rows, as_output, as_rows, view_of
+from headrace.client.arrays import Array, Rows, as_output, as_rows, require_fixed_size, view_of
 from headrace.client.failures import NotTaken
 from headrace.client.knock import Ring, ask_for_models, ask_for_ring
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.door_messages import Ask, Trust, trusts_user
 from headrace.errors import DeadlineExceeded, EngineStopped, HeadraceError, NotReady, QueueFull, UnknownModel
 from headrace.frontend.link import BackendLink
+from headrace.wire.elements import fill_cells
 
 if TYPE_CHECKING:
     import asyncio
@@ -143,9 +144,8 @@ class RingRoom:
         self._call = call
         self._waits = waits
         self._given_up = False
-        model = link.model
-        self.inputs = _views(call.rows, model.inputs, call.input)
-        self._outputs = _views(call.rows, model.outputs, call.output)
+        self.inputs = {} if _has_elements(link.model) else _views(call, link.model.inputs, call.input)
+        self._outputs: dict[str, Array] | None = None  # views, of use again and again unless some are BYTES
 
     async def answer(self, sent: Sent) -> dict[str, Array]:
         """Hand over the inputs, wait, and return the outputs' views.
@@ -162,7 +162,25 @@ class RingRoom:
         except BaseException as error:
             self._given_up = not isinstance(error, HeadraceError)
             raise
-        return self._outputs
+        return self._read()
+
+    def write(self, given: Rows) -> None:
+        """Copy a request's inputs into the rows. Raises InvalidRequest if an element of BYTES is too long."""
+        for number, (array, spec) in enumerate(zip(given.arrays, self._link.model.inputs, strict=True)):
+            if spec.is_bytes:
+                fill_cells(self._call.input(number), array.flat, spec)
+            else:
+                view = self.inputs[spec.name] if self.inputs else view_of(self._call.input(number), spec, array.shape)
+                np.copyto(view, array, casting="no")
+
+    def _read(self) -> dict[str, Array]:
+        outputs = self._outputs
+        if outputs is None:
+            specs = self._link.model.outputs
+            outputs = _views(self._call, specs, self._call.output)
+            if not any(spec.is_bytes for spec in specs):
+                self._outputs = outputs
+        return outputs
 
     async def close(self) -> None:
         """Give the rows back. The views must not be used any more."""
@@ -201,7 +219,7 @@ class Rings:
         given = as_rows(inputs, link.model.inputs)
         room = await self._room(link, given.rows, sent)
         try:
-            _copy(given, room, link.model.inputs)
+            room.write(given)
             views = await room.answer(sent)
             return {spec.name: as_output(views[spec.name], spec.dtype) for spec in link.model.outputs}
         finally:
@@ -209,7 +227,9 @@ class Rings:
 
     async def allocate(self, model: str, rows: int, sent: Sent) -> RingRoom:
         """Return rows to write into. Raises NotTaken, QueueFull, InvalidRequest."""
-        return await self._room(await self.link(model, sent.version), rows, sent)
+        link = await self.link(model, sent.version)
+        require_fixed_size(link.model.inputs)
+        return await self._room(link, rows, sent)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """Return the versions that are ready. Raises NotTaken."""
@@ -269,13 +289,13 @@ class _Pause:
     until_ns: int
 
 
-def _copy(given: Rows, room: RingRoom, specs: Sequence[TensorSpec]) -> None:
-    for array, spec in zip(given.arrays, specs, strict=True):
-        np.copyto(room.inputs[spec.name], array, casting="no")
+def _has_elements(model: ServedModel) -> bool:
+    return any(spec.is_bytes for spec in model.inputs)
 
 
-def _views(rows: int, specs: Sequence[TensorSpec], data: Any) -> dict[str, Array]:  # noqa: ANN401
-    return {spec.name: view_of(data(number), spec, (rows, *spec.features)) for number, spec in enumerate(specs)}
+def _views(call: Call, specs: Sequence[TensorSpec], data: Callable[[int], memoryview]) -> dict[str, Array]:
+    """Return views of rows; `data` gives the bytes of a tensor by its number. Elements of BYTES are copied out."""
+    return {spec.name: view_of(data(number), spec, (call.rows, *spec.features)) for number, spec in enumerate(specs)}
 
 
 async def _until(turn: asyncio.Future[Any]) -> None:

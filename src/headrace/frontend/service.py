@@ -356,8 +356,16 @@ def _duration(count: int, nanoseconds: int) -> dict[str, int]:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": FROM_DTYPE[spec.dtype], "shape": [-1, *spec.features]}
+    told: dict[str, object] = {"name": spec.name, "datatype": FROM_DTYPE[spec.dtype], "shape": [-1, *spec.features]}
+    if spec.is_bytes:
+        told["parameters"] = {"max_bytes": spec.max_bytes}
+    return told
 
 
 def _config_tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "data_type": f"TYPE_{FROM_DTYPE[spec.dtype]}", "dims": list(spec.features) or [1]}
+    return {"name": spec.name, "data_type": _config_type(spec), "dims": list(spec.features) or [1]}
+
+
+def _config_type(spec: TensorSpec) -> str:
+    """Return Triton's name in model configurations, where BYTES is called a string."""
+    return "TYPE_STRING" if spec.is_bytes else f"TYPE_{FROM_DTYPE[spec.dtype]}"

@@ -96,6 +96,11 @@ class Dispatcher:
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of the largest batch, and of the largest request."""
+        return self._max_batch_size
+
     def serve(self, arrivals: Arrivals) -> None:
         """Answer requests on the calling thread until no more will come and all have ended."""
         more = True
