@@ -6,7 +6,6 @@ Runs are alike if nothing differs but what touches no timing. Machines are told 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from headrace.bench.environment import differences
-from headrace.report.read import LoadFacts, Run
+from headrace.config import RunConfig
+from headrace.report.read import BURST, LoadFacts, Run
 from headrace.study.finished import experiment_rank
 
 # What touches no timing, or differs between repeats: where files lie, how long to wait for what never comes, seeds.
@@ -34,19 +34,27 @@ _IGNORED = (
 )
 _IN_EXPERIMENT = ("design.name", "design.num_workers", "transport.name", "transport.client")
 # What a plot has as its axis. Everything else makes another series.
-_AXES = ("inputs.batch_size", "load.num_iters", "load.rate", "load.concurrency", "load.duration_s")
-_ALWAYS_SAID = ("model.name", "model.precision", "model.compile", "inputs.wire")  # where it varies
+_AXES = (
+    "inputs.batch_size",
+    "load.num_iters",
+    "load.rate",
+    "load.concurrency",
+    "load.duration_s",
+    "transport.ring_slots",  # follows from batch size and lanes, unless it was given
+)
+_ALWAYS_SAID = ("model.name", "model.precision", "model.compile", "inputs.wire")  # where it varies; the rest where unusual
 _WORDS = {
     ("model.compile", True): "compiled",
     ("model.compile", False): "not compiled",
     ("profile", True): "profiled",
     ("lanes.fuse_epilogues", True): "fused",
     ("lanes.fuse_epilogues", False): "not fused",
-    ("lanes.fuse_epilogues", None): "fused where it pays",
-    ("lanes.pointwise_as_matmul", None): "matmul where it pays",
     ("lanes.pointwise_as_matmul", True): "1x1 as matmul",
     ("lanes.pointwise_as_matmul", False): "no matmul",
+    ("lanes.stem", "keep"): "stem kept",
+    ("lanes.stem", "space-to-depth"): "stem s2d",
 }
+_ABSENT = "absent"
 Options = Mapping[str, object]
 
 
@@ -67,8 +75,10 @@ class Cell:
     def load_words(self) -> str:
         load = self.load
         count = "" if load.num_iters is None else f" of {load.num_iters:,}"
-        if load.kind == "burst":
-            return f"burst{count}"
+        if load.kind == BURST:
+            options = self.runs[0].summary.options
+            in_ring = f", {options.transport.ring_slots} in flight" if options.transport.name == "ring" else ""
+            return f"burst{count}{in_ring}"
         if load.kind == "closed":
             return f"closed, {load.concurrency} in flight"
         return load.kind if load.rate is None else f"{load.kind}, {load.rate:,.4g}/s"
@@ -106,7 +116,7 @@ def _same_machine(a: Run, b: Run) -> bool:
 
 def _cells(runs: Sequence[Run]) -> tuple[Cell, ...]:
     options = [_options(run) for run in runs]
-    common = _most_common(options)
+    varying = _varying(options)
     grouped: dict[str, list[int]] = {}
     for at, each in enumerate(options):
         key = f"{runs[at].summary.experiment} {runs[at].summary.options.inputs.batch_size} {sorted(each.items())}"
@@ -114,7 +124,7 @@ def _cells(runs: Sequence[Run]) -> tuple[Cell, ...]:
     cells = [
         Cell(
             runs=tuple(runs[at] for at in places),
-            series=_series(runs[places[0]], options[places[0]], common),
+            series=_series(runs[places[0]], options[places[0]], varying),
             batch_size=runs[places[0]].summary.options.inputs.batch_size,
             load=runs[places[0]].load,
         )
@@ -151,29 +161,22 @@ def _flatten(prefix: str, value: object, into: dict[str, object]) -> None:
         into[prefix] = tuple(value) if isinstance(value, list) else value
 
 
-def _most_common(options: Sequence[Options]) -> dict[str, object]:
-    """Return the most common value of each option that varies."""
+def _varying(options: Sequence[Options]) -> tuple[str, ...]:
+    """Return the names of the options that differ between runs, or that only some have."""
     names = dict.fromkeys(name for each in options for name in each)
-    counted = {name: Counter(each[name] for each in options if name in each) for name in names}
-    missing = {name for name in names if any(name not in each for each in options)}
-    return {
-        name: values.most_common(1)[0][0] for name, values in counted.items() if len(values) > 1 or name in missing
-    }
+    return tuple(name for name in names if len({str(each.get(name, _ABSENT)) for each in options}) > 1)
 
 
-def _series(run: Run, options: Options, common: Options) -> tuple[str, ...]:
-    """Return the words that tell a series from the others: its experiment, and where it leaves what is common."""
+def _series(run: Run, options: Options, varying: Sequence[str]) -> tuple[str, ...]:
+    """Return the words that tell a series from the others: its experiment, and what is unusual about it."""
     words = [run.summary.experiment]
-    load = run.load
-    if load.kind != "burst" and "load.kind" in common:
-        words.append(load.kind)
-    for name, usual in common.items():
+    if "load.kind" in varying:
+        words.append(run.load.kind)
+    for name in varying:
         if name in _AXES or name in _IN_EXPERIMENT or name == "load.kind" or name not in options:
             continue
-        value = options[name]
-        only_usual = name.startswith("lanes.buckets")  # which are left out where they follow from the batch size
-        if value != usual or name in _ALWAYS_SAID or only_usual:
-            words.append(_words(name, value))
+        if name in _ALWAYS_SAID or options[name] != _USUAL.get(name, _ABSENT):
+            words.append(_words(name, options[name]))
     return tuple(words)
 
 
@@ -190,3 +193,13 @@ def _words(name: str, value: object) -> str:
     if isinstance(value, int | float) or value is None:
         return f"{leaf} {value}"
     return f"{leaf} {Path(str(value)).name}" if isinstance(value, str) else f"{leaf} {value!r}"
+
+
+def _usual() -> dict[str, object]:
+    flat: dict[str, object] = {}
+    built: object = msgspec.to_builtins(RunConfig(), enc_hook=str)
+    _flatten("", built, flat)
+    return {name: value for name, value in flat.items() if name != "lanes.buckets"}  # said unless they follow
+
+
+_USUAL = _usual()

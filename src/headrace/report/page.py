@@ -88,8 +88,12 @@ def _table(table: Table, style: str) -> str:
         return f'<{tag}{" class=word" if table.is_text[at] else ""}>{escape(text)}</{tag}>'
 
     head = "".join(cell("th", text, at) for at, text in enumerate(table.headings))
+    def first(text: str) -> str:
+        name, _, rest = text.partition(" · ")
+        return f'<th class=word>{escape(name)}{f"<small>{escape(rest)}</small>" if rest else ""}</th>'
+
     rows = "".join(
-        "<tr>" + "".join(cell("td" if at else "th", text, at) for at, text in enumerate(row)) + "</tr>"
+        "<tr>" + first(row[0]) + "".join(cell("td", text, at + 1) for at, text in enumerate(row[1:])) + "</tr>"
         for row in table.rows
     )
     return f'<div class="scroll" tabindex="0"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -110,9 +114,10 @@ def _cell(numbers: CellNumbers, *, is_open: bool) -> str:
     warm = numbers.warmup_run
     parts = ", ".join(f"{part} {duration(took)}" for part, took in (warm.warmup_parts_s if warm else {}).items())
     warm_up = f" Warm-up latency {duration(numbers.warmup_s)}: {parts}." if parts else ""
+    batches = [f" All batches had {size} rows." for size in numbers.batches if len(numbers.batches) == 1]
     figures = "".join(map(_figure, run_figures(numbers)))
     return (
-        f"<details{' open' if is_open else ''}><summary>{escape(name)}</summary><p>{escape(run + warm_up)}</p>"
+        f"<details{' open' if is_open else ''}><summary>{escape(name)}</summary><p>{escape(run + warm_up + ''.join(batches))}</p>"
         f'<div class="figures">{figures}</div></details>'
     )
 

@@ -13,9 +13,9 @@ from headrace.report.measured import CellNumbers, Detail
 from headrace.report.reduce import COLUMNS, Envelope, Floats
 from headrace.report.spans import Timeline
 from headrace.report.svg import Chart, Label, Scale, Tick, number_ticks, padded_log, ticks_within, time_ticks
-from headrace.report.words import count, digits, duration
+from headrace.report.words import digits, duration
 
-KIND_STYLES = {"copy in": "g1", "wait": "g2", "compute": "g3", "copy out": "g4"}
+KIND_STYLES = {"copy in": "g1", "compute": "g3", "copy out": "g4"}
 MOST_SIZES = 24  # bars of a histogram
 MARGIN = 0.15  # of the measured time: so much of the samples before and after it is shown
 TIMELINE_ROW = 22.0
@@ -71,9 +71,9 @@ def _draw_envelope(chart: Chart, values: Envelope, x: Scale, y: Scale, at: int) 
 
 
 def batch_histogram(numbers: CellNumbers) -> Figure | None:
-    """Return how many batches of each size ran, over all runs of the cell; None where the records do not say."""
+    """Return how many batches of each size ran, over all runs of the cell; None for fewer than two sizes."""
     batches = numbers.batches
-    if not batches:
+    if len(batches) < 2:
         return None
     bins = _binned(batches)
     chart = Chart("batches by their number of rows", left=60.0, height=220.0)
@@ -90,8 +90,7 @@ def batch_histogram(numbers: CellNumbers) -> Figure | None:
     return Figure(
         title="Batches that ran, by rows",
         svg=chart.done(),
-        caption=f"{count(round(sum(batches.values())), 'batch').replace('batchs', 'batches')} of all runs, {digits(mean)}"
-        " rows on average. Runs' measured requests only.",
+        caption=f"{sum(batches.values()):,.0f} batches of all runs, {digits(mean)} rows on average.",
     )
 
 

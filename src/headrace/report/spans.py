@@ -16,8 +16,8 @@ from headrace.errors import OutputError
 
 TRACE_NAMES = ("trace.json", "trace.json.gz")
 DEVICE_KINDS = ("copy in", "compute", "copy out")
-HOST_KINDS = ("wait", "compute", "copy out")
-HOST_STAMPS = ("received_ns", "started_ns", "computed_ns", "responded_ns")
+HOST_KINDS = ("compute", "copy out")
+HOST_STAMPS = ("started_ns", "computed_ns", "responded_ns")
 BATCHES_SHOWN = 10  # of each lane
 REQUESTS_LOOKED_AT = 20_000  # in the middle of the run
 SUB_ROWS = 4  # batches that a lane may have at once in the picture
@@ -118,7 +118,7 @@ def host_timeline(records: Records) -> Timeline | None:
     skipped = max(0, len(answered) - REQUESTS_LOOKED_AT) // 2
     batches = _distinct_batches(records[answered[skipped : skipped + REQUESTS_LOOKED_AT]])
     begin_ns, end_ns = _middle(batches)
-    shown = batches[(batches["responded_ns"] >= begin_ns) & (batches["received_ns"] <= end_ns)]
+    shown = batches[(batches["responded_ns"] >= begin_ns) & (batches["started_ns"] <= end_ns)]
     free_at: dict[int, list[int]] = {}
     spans = []
     for batch in shown:
@@ -128,7 +128,7 @@ def host_timeline(records: Records) -> Timeline | None:
             spans.append(Span(kind, stream, (begin - begin_ns) / 1000, (end - begin) / 1000))
     streams = sorted({span.stream for span in spans})
     rows = {each: f"lane {each // SUB_ROWS}" if each % SUB_ROWS == 0 else "" for each in streams}
-    return Timeline(tuple(spans), rows, 0.0, (end_ns - begin_ns) / 1000, "the host's stamps of each batch")
+    return Timeline(tuple(spans), rows, 0.0, (end_ns - begin_ns) / 1000, "the host's stamps of each batch, from the start of its computation to its answer")
 
 
 def _distinct_batches(records: Records) -> Records:
@@ -147,7 +147,7 @@ def _middle(batches: Records) -> tuple[int, int]:
 
 
 def _take_row(free_at: list[int], batch: Records, worker: int) -> int:
-    begin, end = int(batch["received_ns"]), int(batch["responded_ns"])
+    begin, end = int(batch["started_ns"]), int(batch["responded_ns"])
     row = next((at for at, free in enumerate(free_at) if free <= begin), None)
     if row is None and len(free_at) < SUB_ROWS:
         row = len(free_at)
