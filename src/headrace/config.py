@@ -23,6 +23,7 @@ WireType = Literal["float32", "uint8"]
 TransportName = Literal["queue", "ring"]
 ClientKind = Literal["copy", "zero-copy"]
 ModelControl = Literal["none", "explicit"]
+LoadKind = Literal["burst", "closed", "constant", "poisson", "replay"]
 DESIGN_NAMES: tuple[DesignName, ...] = get_args(DesignName)
 PUBLISHED_DESIGNS: tuple[DesignName, ...] = ("original", "executor", "h2d_d2h_threads")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -30,6 +31,8 @@ INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 WIRE_TYPES: tuple[WireType, ...] = get_args(WireType)
 TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
+LOADS: tuple[LoadKind, ...] = get_args(LoadKind)
+OPEN_LOADS: tuple[LoadKind, ...] = ("constant", "poisson", "replay")  # sent by a schedule, whatever comes back
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 MODEL_VERSION = r"[1-9][0-9]{0,17}"
@@ -153,17 +156,86 @@ class InputConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
-    """How requests are sent: one alone, some to warm every worker, then all at once (the published burst)."""
+    """How requests are sent: one alone, some to warm every worker, then the measured ones, by one of these loads.
 
-    num_iters: int = 100  # measured requests
+    burst     all at once, as published
+    closed    `concurrency` in flight: the answer to one makes the next one due
+    constant  at equal intervals, `rate` requests/s, whatever comes back
+    poisson   at independent exponential intervals of mean 1/`rate`, seeded, whatever comes back
+    replay    at the moments that the file `arrivals` names, whatever comes back
+    """
+
+    kind: LoadKind = "burst"
+    num_iters: int = 100  # measured requests, where `duration_s` does not say how long to send
     warmup_iters: int = 1  # requests after the first and before the measured ones
+    rate: float | None = None  # requests/s, of all generators together
+    concurrency: int | None = None  # requests in flight, of all generators together
+    duration_s: float | None = None  # send for so long; how many that makes is up to the load
+    arrivals: Path | None = None  # see bench.arrivals
+    seed: int = 0  # of the arrivals
+    bound_s: float | None = None  # answers later than this after they were due are no goodput
     stall_timeout_s: float = 300.0  # no answer for so long ends the run
     keep_answers: bool = False  # write answers.npy
 
     def validate(self) -> None:
+        require(self.kind in LOADS, f"--load {self.kind}: choose one of {', '.join(LOADS)}")
         require(self.num_iters >= 1, f"--num-iters {self.num_iters}: at least 1 request must be measured")
         require(self.warmup_iters >= 0, f"--warmup-iters {self.warmup_iters}: cannot be negative")
         require(self.stall_timeout_s > 0, f"--stall-timeout {self.stall_timeout_s}: must be above 0 s")
+        for name, value in (("--rate", self.rate), ("--duration", self.duration_s), ("--bound", self.bound_s)):
+            require(value is None or 0 < value < math.inf, f"{name} {value}: must be above 0, and finite")
+        self._require_pair("--rate", self.rate, ("constant", "poisson"))
+        self._require_pair("--concurrency", self.concurrency, ("closed",))
+        self._require_pair("--arrivals", self.arrivals, ("replay",))
+        require(self.concurrency is None or self.concurrency >= 1, f"--concurrency {self.concurrency}: at least 1")
+        require(
+            self.duration_s is None or self.kind in ("closed", "constant", "poisson"),
+            f"--duration {self.duration_s}: load {self.kind} says itself how many requests there are",
+        )
+
+    @property
+    def words(self) -> str:
+        """Say what was sent, in a few words."""
+        length = f"{self.num_iters} requests" if self.duration_s is None else f"{self.duration_s:g} s"
+        match self.kind:
+            case "burst":
+                return f"{length} in a burst"
+            case "closed":
+                return f"{length} with {self.concurrency} in flight"
+            case "constant":
+                return f"{length} at {self.rate:g} requests/s"
+            case "poisson":
+                return f"{length} of Poisson arrivals at {self.rate:g} requests/s (seed {self.seed})"
+            case "replay":
+                return f"arrivals of {self.arrivals and self.arrivals.name}"
+
+    def _require_pair(self, name: str, value: object, kinds: tuple[LoadKind, ...]) -> None:
+        """An option and the loads that it belongs to come together or not at all."""
+        require(value is not None or self.kind not in kinds, f"--load {self.kind}: needs {name}")
+        require(value is None or self.kind in kinds, f"{name} {value}: is for --load {' or '.join(kinds)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """A server to measure, in place of a design of ours."""
+
+    url: str  # http://HOST:PORT, https://, grpc://HOST:PORT, or null://LAW (see bench.null_target)
+    model: str = ""  # its name there
+    version: str | None = None  # None: which the server chooses
+    generators: int = 1  # processes that send
+
+    @property
+    def scheme(self) -> str:
+        return self.url.partition("://")[0]
+
+    def validate(self) -> None:
+        schemes = ("http", "https", "grpc", "null")
+        require(
+            self.scheme in schemes and "://" in self.url,
+            f"--url {self.url}: must begin with one of {', '.join(f'{name}://' for name in schemes)}",
+        )
+        require(bool(self.model) or self.scheme == "null", f"--url {self.url}: which model? add --model NAME")
+        require(1 <= self.generators <= 64, f"--generators {self.generators}: must be 1 to 64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +267,7 @@ class RunConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
     lanes: LanesConfig = field(default_factory=LanesConfig)
+    target: TargetConfig | None = None  # then the sections about the design and its model say nothing
     limits: bool = False  # measure after serving what no server could exceed, and compare; lanes only
     telemetry_interval_s: float = 0.1
     profile: bool = False  # write trace.json; disturbs the timings
@@ -216,6 +289,11 @@ class RunConfig:
         )
         self.load.validate()
         self.transport.validate()
+        require(
+            self.transport.name == "queue" or (self.load.concurrency or 0) <= self.transport.ring_slots,
+            f"--concurrency {self.load.concurrency}: more than the ring holds, {self.transport.ring_slots}; raise"
+            " --ring-slots",
+        )
 
     @property
     def row_features(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from headrace import nvml
 from headrace.config import (
     DESIGN_NAMES,
     INPUT_KINDS,
+    LOADS,
     PRECISIONS,
     DesignConfig,
     InputConfig,
@@ -34,6 +36,7 @@ LANES_ROWS = 65_536
 RING_SLOTS = 16
 RING_SPARE_BYTES = 1 << 30  # of requests that wait while the lanes are full
 NUM_ITERS_CPU = 20  # a CPU needs minutes for the published number
+DURATION_S = 10.0
 DISTINCT_IMAGES = 256
 DISTINCT_IMAGES_CPU = 64  # each costs one more forward of the eager model before the run
 COMPILE = {"off": (False,), "on": (True,), "both": (False, True)}
@@ -82,8 +85,9 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         "--num-iters",
         type=int,
         metavar="N",
-        help=f"measured requests, all sent at once (default: {NUM_ITERS}; {NUM_ITERS_CPU} on the CPU)",
+        help=f"measured requests (default: {NUM_ITERS}; {NUM_ITERS_CPU} on the CPU)",
     )
+    add_arrival_options(group)
     group.add_argument(
         "--warmup-iters",
         type=int,
@@ -109,6 +113,64 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stall-timeout", type=float, default=300.0, metavar="S", help="end after so long without an answer"
     )
+
+
+def add_arrival_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--load",
+        default="burst",
+        metavar="KIND",
+        help=f"how they are sent: {', '.join(LOADS)} (default: burst, all at once, as published)",
+    )
+    group.add_argument("--rate", type=float, metavar="R", help="requests/s of --load constant and poisson")
+    group.add_argument("--concurrency", type=int, metavar="N", help="requests in flight of --load closed")
+    group.add_argument(
+        "--duration",
+        type=seconds,
+        metavar="TIME",
+        help=f"send for so long, as 10s or 500ms (default: {DURATION_S:g}s at a rate or in a closed loop without"
+        " --num-iters)",
+    )
+    group.add_argument(
+        "--arrivals",
+        type=Path,
+        metavar="FILE",
+        help="of --load replay: seconds, one per line, or the requests.parquet of a run",
+    )
+    group.add_argument("--load-seed", type=int, default=0, metavar="N", help="of --load poisson (default: 0)")
+    group.add_argument(
+        "--bound", type=seconds, metavar="TIME", help="count what is answered within it, as 20ms, as goodput"
+    )
+
+
+def seconds(text: str) -> float:
+    """Read a time: 20ms, 500us, 10s, 2min, or a number of seconds. Raises what argparse shows as wrong."""
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(us|ms|s|min|)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as 20ms, 500us, 10s or 2min")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "": 1.0}[match[2]]
+
+
+def load_config(args: argparse.Namespace, *, num_iters: int, warmup_iters: int) -> LoadConfig:
+    """Return the load that the options ask for; `num_iters` where they do not say how many requests or how long."""
+    return LoadConfig(
+        kind=args.load,
+        num_iters=num_iters,
+        warmup_iters=warmup_iters,
+        rate=args.rate,
+        concurrency=args.concurrency,
+        duration_s=_duration_s(args),
+        arrivals=args.arrivals,
+        seed=args.load_seed,
+        bound_s=args.bound,
+        stall_timeout_s=args.stall_timeout,
+        keep_answers=getattr(args, "keep_answers", False),
+    )
+
+
+def _duration_s(args: argparse.Namespace) -> float | None:
+    lasting = args.load in ("closed", "constant", "poisson") and args.num_iters is None and args.duration is None
+    return DURATION_S if lasting else args.duration
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +300,12 @@ def child_options(args: argparse.Namespace, device: str) -> tuple[str, ...]:
         "--transport": args.transport,
         "--ring-slots": args.ring_slots,
         **({"--client": args.client} if args.client != "copy" else {}),
+        **({} if args.load == "burst" else {"--load": args.load, "--load-seed": args.load_seed}),
+        "--rate": args.rate,
+        "--concurrency": args.concurrency,
+        "--duration": _duration_s(args),
+        "--arrivals": args.arrivals,
+        "--bound": args.bound,
     }
     given = [word for option, value in shared.items() if value is not None for word in (option, str(value))]
     return (*given, "--download" if args.download else "--no-download")
@@ -287,11 +355,10 @@ def run_config(args: argparse.Namespace) -> RunConfig:
         ),
         lanes=lanes,
         limits=args.design == "lanes" if args.limits is None else args.limits,
-        load=LoadConfig(
+        load=load_config(
+            args,
             num_iters=_by_device(args.num_iters, device, _usual_iters(args), NUM_ITERS_CPU),
             warmup_iters=2 * workers if args.warmup_iters is None else args.warmup_iters,
-            stall_timeout_s=args.stall_timeout,
-            keep_answers=args.keep_answers,
         ),
         profile=args.profile,
     )
@@ -320,7 +387,7 @@ def _default_slots(args: argparse.Namespace, workers: int, lanes: LanesConfig) -
     batch_size = max(1, int(args.batch_size))
     requests = workers * lanes.depth * max(1, max(lanes.buckets, default=1) // batch_size)
     spare = min(requests, RING_SPARE_BYTES // (batch_size * 3 * int(args.image_size) ** 2 * 4))
-    return max(RING_SLOTS, requests + max(spare, workers))
+    return max(RING_SLOTS, args.concurrency or 0, requests + max(spare, workers))
 
 
 def _usual_iters(args: argparse.Namespace) -> int:

@@ -6,13 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.bench.answers import check, exchange_warning, nearest_distinct, tolerance, top1_agreement
+from headrace.bench.answers import Checker, exchange_warning, nearest_distinct, tolerance
 from headrace.bench.summary import AnswerCheck, encode
 from headrace.errors import WrongAnswers
 
 REFERENCE = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
 ROW_INDEX = np.array([[0, 1], [2, 3], [4, 5]])
 BATCHES = np.array([0, 1, 2, 0])
+
+
+def check(answers, batches, row_index, reference, tolerance):
+    checker = Checker(row_index, reference, tolerance)
+    return checker.add(answers, batches), checker.summary()
 
 
 def right_answers() -> np.ndarray:
@@ -156,5 +161,16 @@ def test_top1_agreement_is_the_share_of_rows_that_rank_the_same_class_first():
     reference = np.array([[1.0, 2.0, 0.0], [5.0, 2.0, 0.0]], dtype=np.float32)
     answers = np.array([[[0.9, 2.1, 0.0], [5.0, 6.0, 0.0]], [[4.0, 1.0, 0.0], [1.0, 3.0, 0.0]]], dtype=np.float32)
     rows = np.array([[0, 1], [1, 0]])
-    assert top1_agreement(answers, reference, rows) == 0.75
-    assert top1_agreement(answers[:, :, 0], reference, rows) is None
+    batches = np.array([0, 1])
+    assert check(answers, batches, rows, reference, 1e9)[1].top1_agreement == 0.75
+    assert check(answers[:, :, 0], batches, rows, reference[:, 0], 1e9)[1].top1_agreement is None
+
+
+def test_answers_compared_in_parts_are_summed_up_as_if_compared_at_once():
+    answers = right_answers()
+    answers[2, 0] += 1
+    checker = Checker(ROW_INDEX, REFERENCE, 1e-4)
+    flags = [*checker.add(answers[:1], BATCHES[:1]), *checker.add(answers[1:], BATCHES[1:])]
+    wrong, summary = check(answers, BATCHES, ROW_INDEX, REFERENCE, 1e-4)
+    assert flags == wrong.tolist() == [False, False, True, False]
+    assert checker.summary() == summary

@@ -39,38 +39,54 @@ def tolerance(device_type: str, precision: Precision, *, compiled: bool) -> floa
     return 1e-3 if compiled else 1e-4
 
 
-def check(
-    answers: Floats,
-    batch_of_request: Indices,
-    row_index: Indices,
-    reference: Floats,
-    tolerance: float,
-) -> tuple[Flags, AnswerCheck]:
-    """Return which requests [requests] hold a wrong row, and the summary.
+class Checker:
+    """Compares answers with the eager model's to the same rows, some at a time.
 
-    Shapes: answers [requests, batch_size, *out]; batch_of_request [requests], into row_index [batches,
-    batch_size], which points into reference [distinct, *out]. A row with a NaN or an infinity is wrong.
-    Raises WrongAnswers if the answers' shape is not the reference's.
+    Shapes: row_index [batches, batch_size] points into reference [distinct, *out].
     """
-    if answers.shape[2:] != reference.shape[1:]:
-        raise WrongAnswers(
-            f"the server's answers to a row have shape {list(answers.shape[2:])}, the eager model's have"
-            f" {list(reference.shape[1:])}; the model must answer every row by itself"
+
+    def __init__(self, row_index: Indices, reference: Floats, tolerance: float) -> None:
+        self._row_index = row_index
+        self._reference = reference
+        self._expected = _flat(reference)
+        self._tolerance = tolerance
+        self._checked = self._wrong = self._ranked = self._ranked_alike = 0
+        self._max_error = 0.0
+
+    def add(self, answers: npt.NDArray[np.generic], batch_of_request: Indices) -> Flags:
+        """Return which of the answers [requests, batch_size, *out] hold a wrong row.
+
+        A row with a NaN or an infinity is wrong. Raises WrongAnswers if the answers' shape is not the reference's.
+        """
+        if answers.shape[2:] != self._reference.shape[1:]:
+            raise WrongAnswers(
+                f"the server's answers to a row have shape {list(answers.shape[2:])}, the eager model's have"
+                f" {list(self._reference.shape[1:])}; the model must answer every row by itself"
+            )
+        rows = self._row_index[batch_of_request]
+        errors = np.empty(answers.shape[:2])
+        for request, expected in enumerate(rows):  # one at a time: float64 copies of all would not fit
+            errors[request] = relative_errors(_flat(answers[request]), self._expected[expected])
+        wrong = errors > self._tolerance
+        self._checked += errors.size
+        self._wrong += int(wrong.sum())
+        self._max_error = max(self._max_error, float(errors.max(initial=0.0)))
+        if answers.ndim == 3 and answers.shape[2] > 1:
+            self._ranked += errors.size
+            alike = answers.argmax(axis=2) == self._reference.argmax(axis=1)[rows]
+            self._ranked_alike += int(alike.sum())
+        wrong_requests: Flags = np.any(wrong, axis=1)
+        return wrong_requests
+
+    def summary(self) -> AnswerCheck:
+        return AnswerCheck(
+            checked_rows=self._checked,
+            wrong_rows=self._wrong,
+            tolerance=self._tolerance,
+            max_error=self._max_error,
+            nearest_distinct=nearest_distinct(self._reference),
+            top1_agreement=self._ranked_alike / self._ranked if self._ranked else None,
         )
-    expected = _flat(reference)
-    errors = np.empty(answers.shape[:2])
-    for request, batch in enumerate(batch_of_request):  # one at a time: float64 copies of all would not fit
-        errors[request] = relative_errors(_flat(answers[request]), expected[row_index[batch]])
-    wrong_rows = errors > tolerance
-    summary = AnswerCheck(
-        checked_rows=errors.size,
-        wrong_rows=int(wrong_rows.sum()),
-        tolerance=tolerance,
-        max_error=float(errors.max(initial=0.0)),
-        nearest_distinct=nearest_distinct(reference),
-        top1_agreement=top1_agreement(answers, reference, row_index[batch_of_request]),
-    )
-    return np.any(wrong_rows, axis=1), summary
 
 
 def relative_errors(answers: Doubles, expected: Doubles) -> Doubles:
@@ -99,13 +115,6 @@ def nearest_distinct(reference: Floats) -> float | None:
     return min(_nearest_to_first(rows[i:]) for i in range(len(rows) - 1))
 
 
-def top1_agreement(answers: Floats, reference: Floats, rows: Indices) -> float | None:
-    """Return the share of rows, of answers [requests, batch_size, classes], that rank the same class first."""
-    if answers.ndim != 3 or answers.shape[2] < 2 or not answers.size:
-        return None
-    return float((answers.argmax(axis=2) == reference.argmax(axis=1)[rows]).mean())
-
-
 def exchange_warning(summary: AnswerCheck) -> str | None:
     """Return a warning if an exchanged row could pass for right, else None."""
     nearest = summary.nearest_distinct
@@ -125,5 +134,5 @@ def _nearest_to_first(rows: Doubles) -> float:
     return float((distances / np.where(larger == 0.0, 1.0, larger)).min())
 
 
-def _flat(rows: Floats) -> Doubles:
+def _flat(rows: npt.NDArray[np.generic]) -> Doubles:
     return rows.reshape(len(rows), -1).astype(np.float64)

@@ -2,7 +2,7 @@
 
 One thread sends, one receives; both touch only records, batches and answers that were made before the clock started.
 Three phases: the first request alone (its response time is the warm-up latency), some more to warm every predict
-thread, then the published burst: all measured requests at once.
+thread, then the measured ones, by the load that was asked for (`bench.pacing`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import os
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from headrace.bench import answers, in_flight
+from headrace.bench import arrivals, in_flight
+from headrace.bench.answers import Checker
 from headrace.bench.inputs import Inputs, make_inputs
 from headrace.bench.jobs import Go, LoadDone, LoadJob
+from headrace.bench.kept import UNKNOWN, KeptAnswers
+from headrace.bench.pacing import Closed, Pace, Planned
 from headrace.bench.record import PHASES, STATUSES, empty_records
 from headrace.bench.senders import CopyingSender, InPlaceSender, QueueSender, Received, Sender
-from headrace.bench.summary import AnswerCheck
 from headrace.clock import Clock, now_ns
 from headrace.config import LoadConfig
 from headrace.errors import HeadraceError, RunFailed
@@ -50,17 +51,20 @@ def run_load_generator(job: LoadJob) -> None:
     sender: Sender | None = None
     try:
         plan = plan_phases(job.load)
+        pace = make_pace(job.load)
         inputs = make_inputs(job.inputs, len(plan))
         job.report.send(Ready())
         go = job.report.recv()
         assert isinstance(go, Go)
         sender = _make_sender(job, go, inputs)
         limit, note = _in_flight_limit(job, go, inputs)
+        checker = Checker(inputs.row_index, np.load(go.prepared.reference), job.tolerance)
         generator = Generator(plan, sender, job.load.stall_timeout_s, job.progress)
+        generator.kept = KeptAnswers(generator.records, checker, keep_all=job.answers is not None)
         generator.records["rows"] = job.inputs.batch_size
-        generator.run(limit, lambda edge: _mark_window(job.window, edge))
+        generator.run(limit, lambda edge: _mark_window(job.window, edge), pace)
         notes = tuple(text for text in (inputs.note, note) if text)
-        job.report.send(_verify(job, Path(go.prepared.reference), generator, inputs, notes))
+        job.report.send(_done(job, generator, notes))
     except HeadraceError as error:
         job.report.send(ChildFailed(error))
     finally:
@@ -76,12 +80,13 @@ def _make_sender(job: LoadJob, go: Go, inputs: Inputs) -> Sender:
 
 
 def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | None]:
+    wanted = job.load.concurrency or arrivals.count(job.load)
     if go.ring is not None:
         fit = go.ring.layout.rows // job.inputs.batch_size
-        note = f"at most {fit} of {job.load.num_iters} requests were in flight at once (as many as the ring holds)"
-        return fit, note if fit < job.load.num_iters else None
+        note = f"at most {fit} of {wanted} requests were in flight at once (as many as the ring holds)"
+        return fit, note if fit < wanted else None
     return in_flight.in_flight_limit(
-        job.load.num_iters,
+        wanted,
         inputs.batches[0].nbytes,
         in_flight.free_shared_memory(),
         in_flight.descriptor_limit(),
@@ -90,8 +95,17 @@ def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | N
 
 def plan_phases(load: LoadConfig) -> npt.NDArray[np.int8]:
     """Return the phase of every request, in the order of sending."""
-    counts = (1, load.warmup_iters, load.num_iters)
+    counts = (1, load.warmup_iters, arrivals.count(load))
     return np.repeat(np.arange(len(PHASES), dtype=np.int8), counts)
+
+
+def make_pace(load: LoadConfig) -> Pace:
+    """Return what paces the measured requests. Raises InvalidOption for arrivals that cannot be replayed."""
+    offsets = arrivals.planned(load)
+    if offsets is not None:
+        return Planned(offsets)
+    assert load.concurrency is not None
+    return Closed(arrivals.count(load), load.concurrency, load.duration_s)
 
 
 def _mark_window(window: Connection, edge: str) -> None:
@@ -104,20 +118,14 @@ def _mark_window(window: Connection, edge: str) -> None:
         return
 
 
-def _verify(job: LoadJob, reference: Path, generator: Generator, inputs: Inputs, notes: tuple[str, ...]) -> LoadDone:
-    """Compare every answer with the reference and mark the wrong ones in the records."""
-    records, given = generator.records, generator.answers
-    check: AnswerCheck | None = None
-    if given is not None:
-        answered = records["status"] == STATUSES.index("ok")
-        wrong, check = answers.check(
-            given[answered], records["batch"][answered], inputs.row_index, np.load(reference), job.tolerance
-        )
-        records["status"][np.flatnonzero(answered)[wrong]] = STATUSES.index("wrong")
-        if job.answers is not None:
-            np.save(job.answers, given)
+def _done(job: LoadJob, generator: Generator, notes: tuple[str, ...]) -> LoadDone:
+    """Compare the answers that are left to compare, and say what there is to report."""
+    sent = generator.sent
+    check = generator.kept.finish(sent)
+    if job.answers is not None:
+        generator.kept.save(job.answers, sent)
     return LoadDone(
-        records=records,
+        records=generator.records[:sent],
         check=check,
         workers_warmed=generator.workers_warmed(),
         first_error=generator.first_error,
@@ -162,24 +170,33 @@ class Generator:
     ) -> None:
         self.records = empty_records(len(plan))
         self.records["phase"] = plan
-        self.answers: npt.NDArray[np.float32] | None = None
+        self.records["batch"] = UNKNOWN
+        self.kept = KeptAnswers(self.records)
+        self.sent = 0  # of all phases
         self.first_error: str | None = None
         self._sender = sender
         self._stall_timeout_s = stall_timeout_s
         self._progress = progress
         self._clock = clock
+        self._expected = self._sent_in_phase = 0
 
-    def run(self, max_in_flight: int, mark_window: Callable[[str], None]) -> None:
-        """Send every phase and wait for its answers. A failed request before the measured ones ends the run."""
+    def run(self, max_in_flight: int, mark_window: Callable[[str], None], pace: Pace | None = None) -> None:
+        """Send every phase and wait for its answers. A failed request before the measured ones ends the run.
+
+        `pace` is the measured requests'; without one they go all at once.
+        """
         for code, phase in enumerate(PHASES):
             indexes = np.flatnonzero(self.records["phase"] == code)
             if phase != "measured":
-                self._burst(indexes, max_in_flight)
+                self._send_and_receive(indexes, max_in_flight, self._burst(indexes))
                 self._require_success(phase)
             else:
                 mark_window("open")
-                self._burst(indexes, max_in_flight)
+                self._send_and_receive(indexes, max_in_flight, pace or self._burst(indexes))
                 mark_window("close")
+
+    def _burst(self, indexes: npt.NDArray[np.intp]) -> Pace:
+        return Planned(np.zeros(len(indexes), dtype=np.int64), self._clock)
 
     def workers_warmed(self) -> int:
         before = self.records[self.records["phase"] != PHASES.index("measured")]
@@ -189,47 +206,56 @@ class Generator:
         if self.first_error is not None:
             raise RunFailed(f"a {phase.replace('_', '-')} request failed: {self.first_error}")
 
-    def _burst(self, indexes: npt.NDArray[np.intp], max_in_flight: int) -> None:
-        """Schedule all at one moment, send as many as may be in flight, and receive until all are answered."""
+    def _send_and_receive(self, indexes: npt.NDArray[np.intp], max_in_flight: int, pace: Pace) -> None:
+        """Send these requests as `pace` says, as many as may be in flight, and receive until all are answered."""
         if not len(indexes):
             return
-        credits_left = _Credits(max_in_flight)
+        credits_left = _Credits(min(max_in_flight, pace.concurrency or max_in_flight))
         stop = threading.Event()
-        self.records["scheduled_ns"][indexes] = self._clock()
-        sender = threading.Thread(target=self._send, args=(indexes, credits_left, stop), name="send", daemon=True)
+        self._expected, self._sent_in_phase = len(indexes), 0
+        pace.start()
+        sender = threading.Thread(target=self._send, args=(indexes, credits_left, stop, pace), name="send", daemon=True)
         sender.start()
         try:
-            self._receive(len(indexes), credits_left)
+            self._receive(credits_left)
         finally:
             stop.set()
             sender.join()
+        issued = indexes[: self._sent_in_phase]
+        self.sent += len(issued)
+        self.records["scheduled_ns"][issued] = pace.scheduled(self.records["completed_ns"][issued])
 
-    def _send(self, indexes: npt.NDArray[np.intp], credits_left: _Credits, stop: threading.Event) -> None:
-        while len(indexes):
-            taken = credits_left.take(len(indexes), stop)
+    def _send(self, indexes: npt.NDArray[np.intp], credits_left: _Credits, stop: threading.Event, pace: Pace) -> None:
+        done = 0
+        while (due := pace.due(done, stop)) > done:
+            taken = credits_left.take(due - done, stop)
             if not taken:
-                return
-            chosen = indexes[:taken]
+                break
+            chosen = indexes[done : done + taken]
             self.records["issued_ns"][chosen] = self._clock()
             batches = self._sender.send(chosen.tolist())
             sent = len(batches)
             self.records["batch"][chosen[:sent]] = batches
-            indexes = indexes[sent:]
+            done += sent
+            self._sent_in_phase = done
             self._progress[0] += sent
             if sent < taken:
                 credits_left.give(taken - sent)
+        self._expected = done
 
-    def _receive(self, count: int, credits_left: _Credits) -> None:
+    def _receive(self, credits_left: _Credits) -> None:
         last_ns = self._clock()
         received = 0
-        while received < count:
+        while received < self._expected:
             answers = self._sender.receive(POLL_S)
             at_ns = self._clock()
             if answers is None:
-                if at_ns - last_ns > self._stall_timeout_s * 1e9:
+                if received == self._sent_in_phase:
+                    last_ns = at_ns  # there is nothing to wait for
+                elif at_ns - last_ns > self._stall_timeout_s * 1e9:
                     raise RunFailed(
-                        f"no answer for {self._stall_timeout_s:g} s, with {count - received} of {count} requests"
-                        " unanswered; raise --stall-timeout if the model is that slow"
+                        f"no answer for {self._stall_timeout_s:g} s, with {self._sent_in_phase - received} of"
+                        f" {self._expected} requests unanswered; raise --stall-timeout if the model is that slow"
                     )
                 continue
             last_ns = at_ns
@@ -254,11 +280,4 @@ class Generator:
         self.records["status"][indexes] = np.where(failed, STATUSES.index("error"), STATUSES.index("ok"))
         self.first_error = self.first_error or received.first_error
         if received.outputs is not None and not failed.all():
-            self._keep(indexes[~failed], received.outputs)
-
-    def _keep(self, indexes: npt.NDArray[np.int64], outputs: npt.NDArray[np.generic]) -> None:
-        """Keep answers in memory that is made at the first one."""
-        if self.answers is None:
-            self.answers = np.zeros((len(self.records), *outputs.shape[1:]), dtype=np.float32)
-            self.answers.fill(np.nan)
-        self.answers[indexes] = outputs
+            self.kept.add(indexes[~failed], received.outputs)

@@ -121,7 +121,16 @@ def _latency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
         ("warm-up latency", _number(metrics.warmup_latency_s, "s"), parts),
         ("response time", _spread(metrics.response_time), "answer - planned sending: mean, p50, p99, max"),
         ("service time", _spread(metrics.service_time), "answer - actual sending: mean, p50, p99, max"),
+        ("issue delay", _spread(metrics.issue_delay), "actual - planned sending: mean, p50, p99, max"),
+        *_goodput_lines(summary),
     ]
+
+
+def _goodput_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
+    bound_s, goodput = summary.options.load.bound_s, summary.metrics.goodput_samples_per_s
+    if bound_s is None:
+        return []
+    return [("goodput", _number(goodput, "samples/s"), f"of right answers within {bound_s * 1e3:g} ms of their plan")]
 
 
 def _efficiency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:

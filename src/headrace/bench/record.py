@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 PHASES = ("first", "warm_up", "measured")
-STATUSES = ("unanswered", "ok", "error", "wrong")
+STATUSES = ("unanswered", "ok", "error", "wrong", "shed")  # shed: refused for want of room
 
 RECORD_DTYPE = np.dtype(
     [
@@ -31,6 +31,7 @@ RECORD_DTYPE = np.dtype(
         ("completed_ns", np.int64),  # the answer was in the client's hands
         ("worker", np.int16),  # which predict thread, or lane
         ("batch_rows", np.int32),  # rows of the batch that it was computed in; 0 in records of older versions
+        ("generator", np.int16),  # which process sent it
         ("status", np.int8),  # into STATUSES
     ]
 )

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from headrace import nvml
-from headrace.bench import answers, environment, prepared, stats, trace
+from headrace.bench import answers, arrivals, environment, prepared, stats, trace
 from headrace.bench.crew import Crew, Member
 from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, PrepareJob
 from headrace.bench.output import output_folder
@@ -263,8 +263,8 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def num_requests(config: RunConfig) -> int:
-    """Return how many requests a run sends in all."""
-    return 1 + config.load.warmup_iters + config.load.num_iters
+    """Return how many requests a run sends in all; of a closed loop for a duration, at most."""
+    return 1 + config.load.warmup_iters + arrivals.count(config.load)
 
 
 def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
@@ -288,7 +288,7 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
-    metrics = stats.compute(load.records)
+    metrics = stats.compute(load.records, config.load.bound_s)
     gpu = config.gpu_index
     limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
     copies = config.transport.client == "copy"

@@ -55,12 +55,16 @@ class Metrics:
     errors: int
     wrong: int
     unanswered: int
+    shed: int = 0  # refused for want of room
     warmup_latency_s: float | None  # first response - first request
     window_s: float | None  # last completed - first scheduled
     throughput_samples_per_s: float | None
     response_time: Distribution | None  # completed - scheduled
     service_time: Distribution | None  # completed - issued
     issue_delay: Distribution | None  # issued - scheduled
+    goodput_samples_per_s: float | None = (
+        None  # samples answered rightly within the bound / window; None without a bound
+    )
 
 
 def window_ns(records: Records) -> tuple[int, int] | None:
@@ -79,8 +83,11 @@ def warmup_latency_s(records: Records) -> float | None:
     return float(first["completed_ns"][0] - first["issued_ns"][0]) / NS_PER_S
 
 
-def compute(records: Records) -> Metrics:
-    """Compute every metric. A run with an error, a wrong or a missing answer has no throughput and no latency."""
+def compute(records: Records, bound_s: float | None = None) -> Metrics:
+    """Compute every metric. A run with an error, a wrong or a missing answer has no throughput and no latency.
+
+    It may have a goodput: that counts right answers within `bound_s` after they were due, and nothing else.
+    """
     counted = measured(records)
     counts = {name: int((counted["status"] == code).sum()) for code, name in enumerate(STATUSES)}
     window = window_ns(records)
@@ -94,10 +101,19 @@ def compute(records: Records) -> Metrics:
         errors=counts["error"],
         wrong=counts["wrong"],
         unanswered=counts["unanswered"],
+        shed=counts["shed"],
         warmup_latency_s=warmup_latency_s(records),
         window_s=window_s,
         throughput_samples_per_s=rows / window_s if clean and window_s else None,
         response_time=Distribution.of(completed - scheduled) if clean else None,
         service_time=Distribution.of(completed - issued) if clean else None,
         issue_delay=Distribution.of(issued - scheduled) if clean else None,
+        goodput_samples_per_s=_goodput(counted, bound_s, window_s),
     )
+
+
+def _goodput(counted: Records, bound_s: float | None, window_s: float | None) -> float | None:
+    if bound_s is None or not window_s:
+        return None
+    in_time = counted["completed_ns"] - counted["scheduled_ns"] <= bound_s * NS_PER_S
+    return float(counted["rows"][in_time & (counted["status"] == OK)].sum()) / window_s

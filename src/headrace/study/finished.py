@@ -144,7 +144,7 @@ def machine(runs: Sequence[RunSummary]) -> str:
         f"model {options.model.name}, precision {options.precision}",
         f"input {'files' if options.inputs.files else options.inputs.kind}, float32 [batch, 3,"
         f" {options.inputs.image_size}, {options.inputs.image_size}]",
-        f"{options.load.num_iters} requests in a burst",
+        options.load.words,
         "headrace " + ", ".join(revisions(runs)),
     ]
     return "; ".join(part for part in parts if part)
