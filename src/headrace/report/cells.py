@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from headrace.bench.environment import differences
-from headrace.config import RunConfig
-from headrace.report.read import BURST, LoadFacts, Run
+from headrace.config import LoadConfig, RunConfig
+from headrace.report.read import BURST, WITHOUT_PLAN, Run
 from headrace.study.finished import experiment_rank
 
 # What touches no timing, or differs between repeats: where files lie, how long to wait for what never comes, seeds.
@@ -42,12 +42,21 @@ _AXES = (
     "load.duration_s",
     "transport.ring_slots",  # follows from batch size and lanes, unless it was given
 )
-_ALWAYS_SAID = ("model.name", "model.precision", "model.compile", "inputs.wire")  # where it varies; the rest where unusual
+_ALWAYS_SAID = (
+    "model.name",
+    "model.precision",
+    "model.compile",
+    "inputs.wire",
+    "load.kind",
+)  # where it varies; the rest where unusual
 _WORDS = {
     ("model.compile", True): "compiled",
     ("model.compile", False): "not compiled",
     ("profile", True): "profiled",
-    ("lanes.fuse_epilogues", True): "fused",
+    ("lanes.fuse_epilogues", None): "fused",  # where it pays, which is what all three do by default
+    ("lanes.pointwise_as_matmul", None): "matmul",
+    ("lanes.stem", "auto"): "stem",
+    ("lanes.fuse_epilogues", True): "all fused",
     ("lanes.fuse_epilogues", False): "not fused",
     ("lanes.pointwise_as_matmul", True): "1x1 as matmul",
     ("lanes.pointwise_as_matmul", False): "no matmul",
@@ -58,30 +67,54 @@ _ABSENT = "absent"
 Options = Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """What an option of a cell is, in words, and whether that goes without saying."""
+
+    word: str
+    usual: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Repeats of one measurement, at least one. `series` is what it shares with its neighbours along a plot's axis."""
+    """Repeats of one measurement, at least one. `traits` are what it shares with its neighbours along a plot's axis."""
 
     runs: tuple[Run, ...]
-    series: tuple[str, ...]  # words
+    traits: Mapping[str, Trait]  # by option
     batch_size: int
-    load: LoadFacts
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        return tuple(trait.word for trait in self.traits.values())
+
+    @property
+    def experiment(self) -> str:
+        return self.runs[0].summary.experiment
+
+    @property
+    def unusual(self) -> str:
+        """Return what tells the cell's series from others of its experiment."""
+        told = (trait for name, trait in self.traits.items() if name not in _IN_EXPERIMENT)
+        return " · ".join(trait.word for trait in told if not trait.usual)
 
     @property
     def label(self) -> str:
-        return " · ".join(self.series)
+        return " · ".join(part for part in (self.experiment, self.unusual) if part)
+
+    @property
+    def load(self) -> LoadConfig:
+        return self.runs[0].load
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether requests were sent by a plan that does not wait for answers."""
+        return self.load.kind not in WITHOUT_PLAN
 
     @property
     def load_words(self) -> str:
-        load = self.load
-        count = "" if load.num_iters is None else f" of {load.num_iters:,}"
-        if load.kind == BURST:
-            options = self.runs[0].summary.options
-            in_ring = f", {options.transport.ring_slots} in flight" if options.transport.name == "ring" else ""
-            return f"burst{count}{in_ring}"
-        if load.kind == "closed":
-            return f"closed, {load.concurrency} in flight"
-        return load.kind if load.rate is None else f"{load.kind}, {load.rate:,.4g}/s"
+        options = self.runs[0].summary.options
+        in_ring = options.transport.name == "ring" and self.load.kind == BURST
+        return self.load.words + (f", {options.transport.ring_slots} in flight" if in_ring else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +152,12 @@ def _cells(runs: Sequence[Run]) -> tuple[Cell, ...]:
     varying = _varying(options)
     grouped: dict[str, list[int]] = {}
     for at, each in enumerate(options):
-        key = f"{runs[at].summary.experiment} {runs[at].summary.options.inputs.batch_size} {sorted(each.items())}"
-        grouped.setdefault(key, []).append(at)
+        grouped.setdefault(f"{runs[at].summary.experiment} {sorted(each.items())}", []).append(at)
     cells = [
         Cell(
             runs=tuple(runs[at] for at in places),
-            series=_series(runs[places[0]], options[places[0]], varying),
+            traits=_traits(runs[places[0]], options[places[0]], varying),
             batch_size=runs[places[0]].summary.options.inputs.batch_size,
-            load=runs[places[0]].load,
         )
         for places in grouped.values()
     ]
@@ -135,8 +166,8 @@ def _cells(runs: Sequence[Run]) -> tuple[Cell, ...]:
 
 def _order(cell: Cell) -> tuple[object, ...]:
     load = cell.load
-    rank = experiment_rank(cell.runs[0].summary.experiment)
-    return (rank, cell.label, cell.batch_size, load.kind, load.rate or 0.0, load.concurrency or 0, load.num_iters or 0)
+    rank = experiment_rank(cell.experiment)
+    return (rank, cell.label, cell.batch_size, load.kind, load.rate or 0.0, load.concurrency or 0, load.num_iters)
 
 
 def _options(run: Run) -> dict[str, object]:
@@ -146,7 +177,7 @@ def _options(run: Run) -> dict[str, object]:
     built: object = msgspec.to_builtins(summary.options, enc_hook=str)
     _flatten("", built, flat)
     kept = {name: value for name, value in flat.items() if name not in _IGNORED}
-    if summary.options.design.name != "lanes":
+    if kept.get("design.name") != "lanes":
         kept = {name: value for name, value in kept.items() if not name.startswith("lanes.")}
     elif kept.get("lanes.buckets") == (summary.options.inputs.batch_size,):
         del kept["lanes.buckets"]  # follows from the batch size
@@ -167,17 +198,21 @@ def _varying(options: Sequence[Options]) -> tuple[str, ...]:
     return tuple(name for name in names if len({str(each.get(name, _ABSENT)) for each in options}) > 1)
 
 
-def _series(run: Run, options: Options, varying: Sequence[str]) -> tuple[str, ...]:
-    """Return the words that tell a series from the others: its experiment, and what is unusual about it."""
-    words = [run.summary.experiment]
-    if "load.kind" in varying:
-        words.append(run.load.kind)
+def _traits(run: Run, options: Options, varying: Sequence[str]) -> dict[str, Trait]:
+    """Return what a series is, by option, of those that vary: its design first."""
+    summary = run.summary
+    if summary.experiment != summary.options.experiment:  # a name that was given
+        traits = {"design.name": Trait(summary.experiment, usual=False)}
+    else:
+        traits = {"design.name": Trait(summary.options.design.experiment, usual=False)}
+        for name in ("transport.name", "transport.client"):
+            traits[name] = Trait(str(options[name]), usual=False)
     for name in varying:
-        if name in _AXES or name in _IN_EXPERIMENT or name == "load.kind" or name not in options:
+        if name in _AXES or name in _IN_EXPERIMENT or name not in options:
             continue
-        if name in _ALWAYS_SAID or options[name] != _USUAL.get(name, _ABSENT):
-            words.append(_words(name, options[name]))
-    return tuple(words)
+        usual = name not in _ALWAYS_SAID and options[name] == _USUAL.get(name, _ABSENT)
+        traits[name] = Trait(_words(name, options[name]), usual)
+    return traits
 
 
 def _words(name: str, value: object) -> str:

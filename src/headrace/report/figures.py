@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ from headrace.report.measured import CellNumbers
 from headrace.report.read import BURST
 from headrace.report.reduce import STAGES, Tail
 from headrace.report.svg import (
-
     Chart,
     Label,
     Scale,
@@ -24,9 +24,15 @@ from headrace.report.svg import (
 from headrace.report.words import count, digits, duration
 
 MOST_LINES = 7  # colours that the colour-blind tell apart, on light and on dark ground
-MOST_TAIL_FIGURES = 8
-LABEL_ROOM = 210.0
-ROW = 19.0
+LETTERS_AT_END = 20
+LABEL_ROOM = 160.0
+MAJORITY = 0.5  # a word that more than this share of the cells has is said once, for all of them
+ROW = 33.0
+SHARE_DRAWN = 0.9
+KINDS: tuple[tuple[str, Callable[[CellNumbers], Tail | None]], ...] = (
+    ("Response time", lambda cell: cell.response),
+    ("Service time", lambda cell: cell.service),
+)
 SHARES = {0.5: "p50", 0.1: "p90", 0.01: "p99", 0.001: "p99.9", 1e-4: "p99.99", 1e-5: "p99.999"}
 
 
@@ -49,106 +55,165 @@ class Series:
     cells: tuple[CellNumbers, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Series of a plot, fastest first. `left_out` had no colour left."""
+
+    drawn: tuple[Series, ...]
+    names: Names
+    left_out: int
+
+    @property
+    def key(self) -> Key:
+        return Key.of([each.name for each in self.drawn])
+
+
 def comparisons(cells: Sequence[CellNumbers]) -> list[Figure]:
     """Return the figures that set cells side by side. Only what counts is drawn."""
     good = [cell for cell in cells if cell.good and cell.response and cell.throughput]
     if not good:
         return []
-    figures = [
+    figures: list[Figure | None] = [
         *_throughput_figures(good),
-        *_latency_figures(good, "batch size", lambda cell: float(cell.cell.batch_size), is_open=False),
+        *_latency_figures(good, "batch size", _batch_of, is_open=False),
         *_latency_figures(good, "offered load, requests/s", lambda cell: cell.cell.load.rate or 0.0, is_open=True),
+        *_tail_figures(good),
         every_cell(good),
         stage_bars(good),
-        *_tail_figures(good),
+        warmup_bars(good),
     ]
-    warm = warmup_bars(good)
-    return [figure for figure in (*figures, warm) if figure]
+    return [figure for figure in figures if figure]
 
 
-def names_of(cells: Sequence[CellNumbers]) -> list[str]:
-    """Return what tells the cells' series apart: words that all of them share are left out."""
-    shared = set.intersection(*(set(cell.cell.series) for cell in cells)) if cells else set()
-    return [" · ".join(word for word in cell.cell.series if word not in shared) for cell in cells]
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What tells cells apart, and what is true of all that do not say otherwise."""
+
+    each: tuple[str, ...]
+    common: str
+
+    @property
+    def sentence(self) -> str:
+        if not self.common:
+            return ""
+        return f"{self.common}{', unless a name says otherwise' if any(self.each) and len(self.each) > 1 else ''}."
 
 
-def shared_words(cells: Sequence[CellNumbers]) -> str:
-    """Return the words that all cells' series share, in order."""
-    shared = set.intersection(*(set(cell.cell.series) for cell in cells))
-    return " · ".join(word for word in cells[0].cell.series if word in shared)
+def names_of(cells: Sequence[CellNumbers]) -> Names:
+    """Name cells by what is not true of most of them. The first to differ in what is most common says so."""
+    traits = [cell.cell.traits for cell in cells]
+    common = {}
+    for name in dict.fromkeys(name for each in traits for name in each):
+        words = Counter(each[name].word for each in traits if name in each)
+        word, many = words.most_common(1)[0]
+        if many == len(cells) or (many > MAJORITY * len(cells) and name != "design.name"):
+            common[name] = word
+    each = tuple(
+        " · ".join(trait.word for name, trait in own.items() if trait.word != common.get(name)) for own in traits
+    )
+    if len(set(each)) < len(set(map(tuple, (cell.cell.series for cell in cells)))):  # two would be called the same
+        each = tuple(cell.cell.label for cell in cells)
+    return Names(each, " · ".join(common.values()))
 
 
-def full_names(cells: Sequence[CellNumbers]) -> list[str]:
+def full_names(cells: Sequence[CellNumbers]) -> Names:
     """Return what tells the cells apart, batch size and load included where they differ."""
     batches = {cell.cell.batch_size for cell in cells}
     loads = {(cell.cell.load.kind, cell.cell.load.rate, cell.cell.load.concurrency) for cell in cells}
+    series = names_of(cells)
     names = []
-    for cell, name in zip(cells, names_of(cells), strict=True):
-        words = [name] if name else []
-        words += [f"batch {cell.cell.batch_size}"] if len(batches) > 1 else []
+    for cell, name in zip(cells, series.each, strict=True):
+        words = [f"batch {cell.cell.batch_size}"] if len(batches) > 1 else []
+        words += [name] if name else []
         words += [cell.cell.load_words] if len(loads) > 1 else []
         names.append(" · ".join(words) or cell.cell.label)
-    return names
+    return Names(tuple(names), series.common)
 
 
-def series_of(cells: Sequence[CellNumbers], axis: Callable[[CellNumbers], float]) -> tuple[list[Series], int]:
-    """Return the lines to draw, fastest first, and how many there was no colour for. A line has 2 points at least."""
+@dataclass(frozen=True, slots=True)
+class Key:
+    """How lines are named: at their ends if the names are short, else by numbers that a list explains."""
+
+    at_ends: tuple[str, ...]
+    listed: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Key:
+        if max(map(len, names)) <= LETTERS_AT_END:
+            return cls(tuple(names), ())
+        numbers = tuple(str(at + 1) for at in range(len(names)))
+        listed = tuple((f"k{at}", f"{at + 1}  {name}") for at, name in enumerate(names))
+        return cls(numbers, listed)
+
+    @property
+    def room(self) -> float:
+        return label_room(self.at_ends, LABEL_ROOM)
+
+
+def series_of(cells: Sequence[CellNumbers], axis: Callable[[CellNumbers], float], *, by_batch: bool) -> Lines | None:
+    """Return the lines to draw; None if no line has two points. Where cells share a place the fastest is drawn."""
     grouped: dict[tuple[object, ...], dict[float, CellNumbers]] = {}
-    for cell in cells:
-        load = cell.cell.load
-        key = (cell.cell.series, load.concurrency, None if axis(cell) == cell.cell.batch_size else cell.cell.batch_size)
+    for cell in sorted(cells, key=_rate, reverse=True):
+        key = (cell.cell.series, cell.cell.load.concurrency, None if by_batch else cell.cell.batch_size)
         grouped.setdefault(key, {}).setdefault(axis(cell), cell)
     lines = [tuple(group[at] for at in sorted(group)) for group in grouped.values() if len(group) > 1]
-    lines.sort(key=lambda line: (-len(line), -max(cell.throughput or 0.0 for cell in line)))
-    chosen = lines[:MOST_LINES]
-    names = _line_names([line[0] for line in chosen], with_batch=axis(cells[0]) != cells[0].cell.batch_size)
-    return [Series(name, line) for name, line in zip(names, chosen, strict=True)], len(lines) - len(chosen)
+    if not lines:
+        return None
+    lines.sort(key=lambda line: (-len(line), -max(map(_rate, line))))
+    chosen = sorted(lines[:MOST_LINES], key=lambda line: -max(map(_rate, line)))
+    names = _line_names([line[0] for line in chosen], with_batch=not by_batch)
+    drawn = tuple(Series(name, line) for name, line in zip(names.each, chosen, strict=True))
+    return Lines(drawn, names, len(lines) - len(chosen))
 
 
-def _line_names(first: Sequence[CellNumbers], *, with_batch: bool) -> list[str]:
-    names = names_of(first)
-    if len(first) == 1:
-        names = [""]
+def _rate(cell: CellNumbers) -> float:
+    return cell.throughput or 0.0
+
+
+def _line_names(first: Sequence[CellNumbers], *, with_batch: bool) -> Names:
+    series = names_of(first)
     in_flight = {cell.cell.load.concurrency for cell in first}
-    for at, cell in enumerate(first):
-        words = [names[at]] if names[at] else []
-        if len(in_flight) > 1:
-            words.append(f"{cell.cell.load.concurrency} in flight")
-        if with_batch:
-            words.append(f"batch {cell.cell.batch_size}")
-        names[at] = " · ".join(words)
-    return names
+    batches = {cell.cell.batch_size for cell in first} if with_batch else set()
+    names = []
+    for cell, name in zip(first, series.each, strict=True):
+        words = [name] if name else []
+        words += [f"{cell.cell.load.concurrency} in flight"] if len(in_flight) > 1 else []
+        words += [f"batch {cell.cell.batch_size}"] if len(batches) > 1 else []
+        names.append(" · ".join(words))
+    return Names(tuple(names), series.common)
 
 
 def _throughput_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
-    shown = [cell for cell in cells if not cell.cell.load.is_open]
-    lines, left_out = series_of(shown, lambda cell: float(cell.cell.batch_size)) if shown else ([], 0)
-    if not lines:
+    shown = [cell for cell in cells if not cell.cell.is_open]
+    lines = series_of(shown, _batch_of, by_batch=True)
+    if lines is None:
         return []
-    chart = Chart("throughput against batch size", right=label_room([each.name for each in lines], LABEL_ROOM))
-    highest = max(max(cell.throughputs) for each in lines for cell in each.cells)
+    chart = Chart("throughput against batch size", right=lines.key.room)
+    highest = max(max(cell.throughputs) for each in lines.drawn for cell in each.cells)
     x = _batch_axis(chart, lines)
     y = chart.y(0, highest * 1.06)
     chart.y_axis(y, ticks_within(y, number_ticks))
     labels = []
-    for at, each in enumerate(lines):
-        points = [(x(cell.cell.batch_size), y(cell.throughput or 0.0)) for cell in each.cells]
+    for at, (each, end) in enumerate(zip(lines.drawn, lines.key.at_ends, strict=True)):
+        points = [(x(cell.cell.batch_size), y(_rate(cell))) for cell in each.cells]
         chart.line(points, f"s{at}")
         for (px, py), cell in zip(points, each.cells, strict=True):
             chart.segment(px, y(min(cell.throughputs)), px, y(max(cell.throughputs)), f"line s{at}")
             tip = f"{cell.cell.label}, batch {cell.cell.batch_size}: {digits(cell.throughput)} samples/s"
             chart.dot(px, py, f"f{at}", tip)
-        labels.append(Label(points[-1][1], each.name, f"t{at}"))
+        labels.append(Label(points[-1][1], end, f"t{at}"))
     chart.end_labels(labels, chart.inner_right + 8)
+    several = any(len(cell.throughputs) > 1 for each in lines.drawn for cell in each.cells)
     return [
         Figure(
             title="Throughput against batch size, samples/s",
             svg=chart.done(),
             caption=_said(
-                _about([line.cells[0] for line in lines]),
-                "Dots: mean of the runs; upright lines: least to most.",
-                _left_out(left_out),
+                lines.names.sentence,
+                "Dots: mean of the runs; upright lines: least to most." if several else "",
+                _left_out(lines.left_out),
             ),
+            key=lines.key.listed,
         )
     ]
 
@@ -156,30 +221,27 @@ def _throughput_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
 def _latency_figures(
     cells: Sequence[CellNumbers], axis_name: str, axis: Callable[[CellNumbers], float], *, is_open: bool
 ) -> list[Figure]:
-    shown = [cell for cell in cells if cell.cell.load.is_open == is_open and axis(cell) > 0]
-    lines, left_out = series_of(shown, axis) if shown else ([], 0)
-    if not lines:
+    shown = [cell for cell in cells if cell.cell.is_open == is_open and axis(cell) > 0]
+    lines = series_of(shown, axis, by_batch=not is_open)
+    if lines is None:
         return []
     against = "offered load" if is_open else "batch size"
-    kinds: tuple[tuple[str, Callable[[CellNumbers], Tail | None]], ...] = (
-        ("Response time", lambda cell: cell.response),
-        ("Service time", lambda cell: cell.service),
-    )
     figures = []
-    for name, read in kinds:
-        chart = Chart(f"{name} against {against}", right=label_room([each.name for each in lines], LABEL_ROOM))
+    for name, read in KINDS:
+        chart = Chart(f"{name} against {against}", right=lines.key.room)
         x = _axis_of(chart, lines, axis, axis_name) if is_open else _batch_axis(chart, lines)
         _draw_percentiles(chart, lines, x, axis, read)
         figures.append(
             Figure(
-                title=f"{name} against {against}: p50 and p99",
+                title=f"{name} against {against}: p50, p99",
                 svg=chart.done(),
                 caption=_said(
-                    _about([line.cells[0] for line in lines]),
+                    lines.names.sentence,
                     "Solid: p50; dashed: p99, where there are 100 values.",
                     _meaning(name, shown),
-                    _left_out(left_out),
+                    _left_out(lines.left_out),
                 ),
+                key=lines.key.listed,
             )
         )
     return figures
@@ -187,7 +249,7 @@ def _latency_figures(
 
 def _draw_percentiles(
     chart: Chart,
-    lines: Sequence[Series],
+    lines: Lines,
     x: Scale,
     axis: Callable[[CellNumbers], float],
     read: Callable[[CellNumbers], Tail | None],
@@ -198,7 +260,7 @@ def _draw_percentiles(
             for cell in each.cells
             if (tail := read(cell)) is not None and name in tail.percentiles
         ]
-        for at, each in enumerate(lines)
+        for at, each in enumerate(lines.drawn)
         for name in ("p50", "p99")
     }
     y = chart.y(*padded_log([value for points in values.values() for _, value in points]), log=True)
@@ -208,23 +270,27 @@ def _draw_percentiles(
         points = [(x(place), y(value)) for place, value in pairs]
         if not points:
             continue
-        chart.line(points, f"s{at}" + (" dashed" if name == "p99" else ""), f"{lines[at].name} {name}")
+        chart.line(points, f"s{at}" + (" dashed" if name == "p99" else ""), f"{lines.drawn[at].name} {name}")
         if name == "p50":
             for (px, py), (_, value) in zip(points, pairs, strict=True):
-                chart.dot(px, py, f"f{at}", f"{lines[at].name} p50: {duration(value)}")
-            labels.append(Label(points[-1][1], lines[at].name, f"t{at}"))
+                chart.dot(px, py, f"f{at}", f"{lines.drawn[at].name} p50: {duration(value)}")
+            labels.append(Label(points[-1][1], lines.key.at_ends[at], f"t{at}"))
     chart.end_labels(labels, chart.inner_right + 8)
 
 
-def _batch_axis(chart: Chart, lines: Sequence[Series]) -> Scale:
-    sizes = sorted({cell.cell.batch_size for each in lines for cell in each.cells})
+def _batch_of(cell: CellNumbers) -> float:
+    return float(cell.cell.batch_size)
+
+
+def _batch_axis(chart: Chart, lines: Lines) -> Scale:
+    sizes = sorted({cell.cell.batch_size for each in lines.drawn for cell in each.cells})
     x = Scale(sizes[0] / 1.15, sizes[-1] * 1.1, chart.left, chart.inner_right, log=True)
     chart.x_axis(x, [Tick(size, str(size)) for size in sizes], "batch size (rows of a request)")
     return x
 
 
-def _axis_of(chart: Chart, lines: Sequence[Series], axis: Callable[[CellNumbers], float], name: str) -> Scale:
-    values = [axis(cell) for each in lines for cell in each.cells]
+def _axis_of(chart: Chart, lines: Lines, axis: Callable[[CellNumbers], float], name: str) -> Scale:
+    values = [axis(cell) for each in lines.drawn for cell in each.cells]
     x = chart.x(0, max(values) * 1.04)
     chart.x_axis(x, ticks_within(x, number_ticks), name)
     return x
@@ -234,23 +300,22 @@ def every_cell(cells: Sequence[CellNumbers]) -> Figure | None:
     """Return a row for each cell: throughput, fastest first within a batch size."""
     if len(cells) < 2:
         return None
-    ordered = sorted(cells, key=lambda cell: (cell.cell.batch_size, -(cell.throughput or 0.0)))
+    ordered = sorted(cells, key=lambda cell: (cell.cell.batch_size, -_rate(cell)))
     names = full_names(ordered)
-    chart = _row_chart("throughput of every cell", len(ordered), names, right=64.0)
+    chart = _row_chart("throughput of every cell", len(ordered), right=64.0)
     x = chart.x(0, max(max(cell.throughputs) for cell in ordered) * 1.02)
     chart.x_axis(x, ticks_within(x, number_ticks), "samples/s", grid=True)
-    for at, (cell, name) in enumerate(zip(ordered, names, strict=True)):
-        middle = chart.top + ROW * (at + 0.5)
-        _row_name(chart, name, middle)
+    for at, (cell, name) in enumerate(zip(ordered, names.each, strict=True)):
+        middle = _row(chart, at, name)
         value = cell.throughput or 0.0
         tip = f"{cell.cell.label}, batch {cell.cell.batch_size}: {digits(value)} samples/s"
-        chart.box(chart.left, middle - 5, x(value) - chart.left, 10, "f0 soft", tip=tip)
+        chart.box(chart.left, middle - 6, x(value) - chart.left, 12, "f0 soft", tip=tip)
         chart.segment(x(min(cell.throughputs)), middle, x(max(cell.throughputs)), middle, "whisker")
         chart.text(x(max(cell.throughputs)) + 6, middle + 4, digits(value), "value")
     return Figure(
         title="Throughput of every cell, samples/s",
         svg=chart.done(),
-        caption=_said(_about(ordered), "Bars: mean of the runs; lines on them: least to most."),
+        caption=_said(names.sentence, "Bars: mean of the runs; lines on them: least to most."),
     )
 
 
@@ -260,19 +325,18 @@ def stage_bars(cells: Sequence[CellNumbers]) -> Figure | None:
     if not shown:
         return None
     names = full_names(shown)
-    chart = _row_chart("share of a request's time by stage", len(shown), names, right=66.0)
+    chart = _row_chart("share of a request's time by stage", len(shown), right=66.0)
     x = chart.x(0, 100)
     chart.x_axis(x, ticks_within(x, number_ticks), "share of the mean time, %", grid=True)
-    for at, (cell, name) in enumerate(zip(shown, names, strict=True)):
-        middle = chart.top + ROW * (at + 0.5)
-        _row_name(chart, name, middle)
+    for at, (cell, name) in enumerate(zip(shown, names.each, strict=True)):
+        middle = _row(chart, at, name)
         stages = cell.stages_s or ()
         first = 1 if cell.cell.load.kind == BURST else 0
         whole, passed = sum(stages[first:]), 0.0
         for stage in range(first, len(stages)):
             share = 100 * stages[stage] / whole if whole else 0.0
             tip = f"{name}: {STAGES[stage][0]} {duration(stages[stage])}, {share:.1f} %"
-            chart.box(x(passed), middle - 7, max(0.0, x(passed + share) - x(passed)), 14, f"g{stage}", tip=tip)
+            chart.box(x(passed), middle - 6, max(0.0, x(passed + share) - x(passed)), 12, f"g{stage}", tip=tip)
             passed += share
         chart.text(x(100) + 6, middle + 4, duration(whole), "value")
     bursts = any(cell.cell.load.kind == BURST for cell in shown)
@@ -281,7 +345,7 @@ def stage_bars(cells: Sequence[CellNumbers]) -> Figure | None:
         title="Where a request's time goes: mean of each stage",
         svg=chart.done(),
         caption=_said(
-            _about(shown),
+            names.sentence,
             "At the right the mean time itself.",
             "Of a burst the service time is shown: its issue delay is the line in which it waits to be sent, and stands"
             " in the table."
@@ -302,27 +366,29 @@ def warmup_bars(cells: Sequence[CellNumbers]) -> Figure | None:
         return None
     names = full_names([cell for cell, _ in shown])
     parts = list(dict.fromkeys(part for _, run in shown for part in run.warmup_parts_s))
-    chart = _row_chart("warm-up latency in parts", len(shown), names, right=60.0)
+    chart = _row_chart("warm-up latency in parts", len(shown), right=60.0)
     x = chart.x(0, max(sum(run.warmup_parts_s.values()) for _, run in shown) * 1.01)
     chart.x_axis(x, ticks_within(x, number_ticks), "seconds from the first request to its answer", grid=True)
-    for at, (name, (_, run)) in enumerate(zip(names, shown, strict=True)):
-        middle, passed = chart.top + ROW * (at + 0.5), 0.0
-        _row_name(chart, name, middle)
+    for at, (name, (_, run)) in enumerate(zip(names.each, shown, strict=True)):
+        middle, passed = _row(chart, at, name), 0.0
         for part, took in run.warmup_parts_s.items():
             style = f"p{parts.index(part) % 8}"
-            chart.box(x(passed), middle - 7, x(passed + took) - x(passed), 14, style, tip=f"{part}: {duration(took)}")
+            chart.box(x(passed), middle - 6, x(passed + took) - x(passed), 12, style, tip=f"{part}: {duration(took)}")
             passed += took
         chart.text(x(passed) + 6, middle + 4, duration(passed), "value")
     return Figure(
         title="Warm-up latency in parts, s",
         svg=chart.done(),
-        caption=_said(_about([cell for cell, _ in shown]), "Of each cell the run with the median latency."),
+        caption=_said(names.sentence, "Of each cell the run with the median latency."),
         key=tuple((f"p{at % 8}", part) for at, part in enumerate(parts)),
     )
 
 
 def _tail_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
-    """Return tails of response and service time: together if they are few, else by batch size."""
+    """Return tails of response and service time: together if they are few, else by batch size.
+
+    Of bursts by batch size only the service time: their response times are lines in wait, all of one shape.
+    """
     groups: dict[int, list[CellNumbers]] = {}
     if len(cells) <= MOST_LINES:
         groups[0] = list(cells)
@@ -331,74 +397,79 @@ def _tail_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
             groups.setdefault(cell.cell.batch_size, []).append(cell)
     figures = []
     for batch, group in sorted(groups.items()):
-        shown = sorted(group, key=lambda cell: -(cell.throughput or 0.0))[:MOST_LINES]
+        shown = sorted(group, key=_rate, reverse=True)[:MOST_LINES]
         where = f", batch size {batch}" if batch else ""
+        kinds = KINDS[1:] if batch and _all_bursts(shown) else KINDS
         left_out = len(group) - len(shown)
-        figures += [
-            _tail_figure(f"Response time{where}", shown, lambda cell: cell.response, left_out),
-            _tail_figure(f"Service time{where}", shown, lambda cell: cell.service, left_out),
-        ]
-    return figures[: 2 * MOST_TAIL_FIGURES]
+        figures += [_tail_figure(f"{name} by percentile{where}", shown, read, left_out) for name, read in kinds]
+    return figures
 
 
 def _tail_figure(
     name: str, cells: Sequence[CellNumbers], read: Callable[[CellNumbers], Tail | None], left_out: int
 ) -> Figure:
-    names = full_names(cells) if len(cells) > 1 else [""]
-    chart = Chart(f"{name}: share of requests that took longer", left=60.0, right=label_room(names, LABEL_ROOM))
+    names = full_names(cells)
+    key = Key.of(names.each if len(cells) > 1 else [""])
+    chart = Chart(name, left=60.0, right=key.room)
     tails = [(at, tail) for at, cell in enumerate(cells) if (tail := read(cell)) is not None]
-    x = chart.x(*padded_log([float(value) for _, tail in tails for value in tail.at_s[[0, -1]]], 1.1, 1.1), log=True)
-    y = Scale(
-        1 / max(max(tail.count for _, tail in tails), 20), 1.0, chart.top, chart.inner_bottom, log=True
-    )  # rare ones on top
-    chart.x_axis(x, ticks_within(x, time_ticks), f"{name.partition(',')[0].lower()} (logarithmic)", grid=True)
+    slow = {at: tail.share_above <= SHARE_DRAWN for at, tail in tails}
+    ends = [float(value) for at, tail in tails if slow[at].any() for value in tail.at_s[slow[at]][[0, -1]]]
+    x = chart.x(*padded_log(ends or [1e-3], 1.1, 1.1), log=True)
+    rarest = 1 / max(max(tail.count for _, tail in tails), 20)
+    y = Scale(rarest, SHARE_DRAWN, chart.top, chart.inner_bottom, log=True)  # rare ones on top
+    chart.x_axis(x, ticks_within(x, time_ticks), f"{name.partition(' by')[0].lower()} (logarithmic)", grid=True)
     chart.y_axis(y, [Tick(share, label) for share, label in SHARES.items() if share >= y.low])
     labels = []
     for at, tail in tails:
-        points = [(x(float(value)), y(float(share))) for value, share in zip(tail.at_s, tail.share_above, strict=True)]
-        tip = ", ".join(f"{key} {duration(value)}" for key, value in tail.percentiles.items())
-        chart.line(points, f"s{at}", f"{names[at]}: {tip}")
-        labels.append(Label(points[-1][1], names[at], f"t{at}"))
+        pairs = zip(tail.at_s[slow[at]], tail.share_above[slow[at]], strict=True)
+        points = [(x(float(value)), y(float(share))) for value, share in pairs]
+        if not points:
+            continue
+        tip = ", ".join(f"{percentile} {duration(value)}" for percentile, value in tail.percentiles.items())
+        chart.line(points, f"s{at}", f"{names.each[at]}: {tip}")
+        labels.append(Label(points[-1][1], key.at_ends[at], f"t{at}"))
     chart.end_labels(labels, chart.inner_right + 8)
     return Figure(
-        title=f"{name}: how much of it is how slow",
+        title=name,
         svg=chart.done(),
         caption=_said(
-            _about(cells),
-            "Upwards: the percentile, each line a tenth rarer; a line ends at the slowest request of all runs.",
+            names.sentence,
+            "From p10 to the slowest request of all runs, at which each line ends.",
             _meaning(name, cells),
             _left_out(left_out),
         ),
+        key=key.listed,
     )
 
 
+def _all_bursts(cells: Sequence[CellNumbers]) -> bool:
+    return all(cell.cell.load.kind == BURST for cell in cells)
+
+
 def _meaning(name: str, cells: Sequence[CellNumbers]) -> str:
-    if name.startswith("Response") and all(cell.cell.load.kind == BURST for cell in cells):
+    if name.startswith("Response") and _all_bursts(cells):
         return "All requests of a burst are planned at once, so this is mostly waiting in line."
     return ""
 
 
-def _row_chart(title: str, rows: int, names: Sequence[str], right: float) -> Chart:
-    left = label_room(names, LABEL_ROOM) + 4
-    return Chart(title, height=ROW * rows + 52, left=left, right=right, top=8.0, bottom=44.0)
+def _row_chart(title: str, rows: int, right: float) -> Chart:
+    return Chart(title, height=ROW * rows + 52, left=10.0, right=right, top=4.0, bottom=44.0)
 
 
-def _row_name(chart: Chart, name: str, middle: float) -> None:
-    chart.text(chart.left - 6, middle + 4, shorten(name, chart.left - 6), "end")
-
-
-def _about(cells: Sequence[CellNumbers]) -> str:
-    shared = shared_words(cells)
-    return f"{shared}." if shared else ""
+def _row(chart: Chart, at: int, name: str) -> float:
+    """Write a row's name above its bar and return the middle of the bar."""
+    top = chart.top + ROW * at
+    chart.text(chart.left, top + 12, shorten(name, chart.width - chart.left))
+    return top + 23
 
 
 def _left_out(number: int) -> str:
-    return f"The fastest {MOST_LINES}; {count(number, 'more line')} would not be told apart and stand in the table." if (
-        number > 0
-    ) else ""
+    return (
+        f"The fastest {MOST_LINES}; {count(number, 'more line')} would not be told apart and stand in the table."
+        if (number > 0)
+        else ""
+    )
 
 
 def _said(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
-
-

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from headrace.bench import stats
-from headrace.bench.record import PHASES, STATUSES, Records, measured
+from headrace.bench.record import PHASES, Records, measured
 from headrace.bench.summary import Activity, Efficiency
-from headrace.clock import NS_PER_S, seconds
+from headrace.clock import seconds
 from headrace.errors import OutputError
 from headrace.report.cells import Cell
 from headrace.report.read import BURST, Run, Telemetry, Unreadable, records_of, telemetry_of
@@ -41,8 +41,6 @@ class RunNumbers:
 
     run: Run
     metrics: stats.Metrics
-    shed: int
-    goodput_samples_per_s: float | None  # None where no bound was set
     gpu_pct: float | None  # mean of the polled samples in the window
     efficiency: Efficiency | None
     reasons: tuple[str, ...]
@@ -106,7 +104,7 @@ class CellNumbers:
 
     @property
     def goodput(self) -> float | None:
-        return mean([run.goodput_samples_per_s for run in self.good])
+        return mean([run.metrics.goodput_samples_per_s for run in self.runs])
 
     @property
     def efficiency(self) -> float | None:
@@ -209,44 +207,26 @@ class _Pools:
 
 def compute_run(run: Run, records: Records, telemetry: Telemetry | None, bound_s: float | None) -> RunNumbers:
     """Compute a run's numbers. `bound_s` takes the place of the latency bound that the run was made with."""
-    metrics = stats.compute(records)
+    metrics = stats.compute(records, run.load.bound_s)
+    reasons = tuple(_reasons(run, metrics, records))
+    if bound_s is not None:
+        metrics = stats.compute(records, bound_s)
     limits, throughput = run.summary.limits, metrics.throughput_samples_per_s
     copies = run.summary.options.transport.client == "copy"
     efficiency = Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None
-    bound_s = bound_s if bound_s is not None else run.load.bound_s
-    shed = _shed(records)
     return RunNumbers(
         run=run,
         metrics=metrics,
-        shed=shed,
-        goodput_samples_per_s=None if bound_s is None else goodput(records, bound_s),
         gpu_pct=_gpu_pct(records, telemetry),
         efficiency=efficiency,
-        reasons=tuple(_reasons(run, metrics, records)),
-        remarks=tuple(_remarks(run, metrics, shed, efficiency, telemetry)),
+        reasons=reasons,
+        remarks=tuple(_remarks(run, metrics, efficiency, telemetry)),
     )
-
-
-def goodput(records: Records, bound_s: float) -> float | None:
-    """Return samples/s answered rightly within `bound_s` of when they were planned; None if nothing was answered."""
-    counted, window = measured(records), stats.window_ns(records)
-    if window is None or window[1] <= window[0]:
-        return None
-    in_time = counted["completed_ns"] - counted["scheduled_ns"] <= bound_s * NS_PER_S
-    rows = int(counted["rows"][(counted["status"] == stats.OK) & in_time].sum())
-    return rows / seconds(window[1] - window[0])
 
 
 def _answered(records: Records) -> Records:
     answered: Records = records[(records["phase"] == PHASES.index("measured")) & (records["status"] == stats.OK)]
     return answered
-
-
-def _shed(records: Records) -> int:
-    """Return how many measured requests were refused for want of room; records of older versions know of none."""
-    if "shed" not in STATUSES:
-        return 0
-    return int((measured(records)["status"] == STATUSES.index("shed")).sum())
 
 
 def _gpu_pct(records: Records, telemetry: Telemetry | None) -> float | None:
@@ -263,6 +243,7 @@ def _reasons(run: Run, metrics: stats.Metrics, records: Records) -> list[str]:
     """Return why a run does not count, most telling first."""
     found = [run.summary.error] if run.summary.error else []
     counts = {"failed": metrics.errors, "wrongly answered": metrics.wrong, "never answered": metrics.unanswered}
+    counts["refused for want of room"] = metrics.shed
     found += [f"{count:,} of {metrics.requests:,} requests {what}" for what, count in counts.items() if count]
     if run.summary.answers and run.summary.answers.wrong_rows:
         check = run.summary.answers
@@ -277,12 +258,8 @@ def _reasons(run: Run, metrics: stats.Metrics, records: Records) -> list[str]:
     return found
 
 
-def _remarks(
-    run: Run, metrics: stats.Metrics, shed: int, efficiency: Efficiency | None, telemetry: Telemetry | None
-) -> list[str]:
+def _remarks(run: Run, metrics: stats.Metrics, efficiency: Efficiency | None, telemetry: Telemetry | None) -> list[str]:
     found = list(run.summary.notes)
-    if shed:
-        found.append(f"{shed:,} of {metrics.requests:,} requests were refused for want of room")
     if telemetry is None:
         found.append("telemetry.parquet is not there, so nothing is known of devices over time")
     parts, whole = math.fsum(run.summary.warmup_parts_s.values()), metrics.warmup_latency_s

@@ -19,10 +19,10 @@ Step = Callable[[int, int], None]  # cells done, of how many
 HEADINGS = (
     "Experiment",
     "Batch size",
-    "Load",
-    "Runs",
     "Throughput, samples/s",
-    "least to most",
+    "Runs",
+    "Least to most",
+    "Load",
     "Goodput, samples/s",
     *(f"{kind} {name}" for kind in ("Response", "Service") for name in ("p50", "p90", "p99", "p99.9")),
     "Issue delay p50",
@@ -60,7 +60,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Texts. Rows are as long as `headings`; columns that are empty throughout are left out by who makes it."""
+    """Texts. Rows are as long as `headings`."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -112,12 +112,7 @@ def build(paths: Sequence[Path], *, bound_s: float | None = None, step: Step | N
 def headline(cells: Sequence[CellNumbers]) -> Table:
     """Return a row for each cell. Percentiles are of all values of all runs that count."""
     rows = [_headline_row(cell) for cell in cells]
-    kept = [
-        at
-        for at, heading in enumerate(HEADINGS)
-        if at < len(HEADINGS) and (heading != "least to most" or any(row[at] != NOTHING for row in rows))
-    ]
-    return Table(tuple(HEADINGS[at] for at in kept), tuple(tuple(row[at] for at in kept) for row in rows))
+    return Table(HEADINGS, tuple(rows))
 
 
 def _headline_row(numbers: CellNumbers) -> tuple[str, ...]:
@@ -127,17 +122,17 @@ def _headline_row(numbers: CellNumbers) -> tuple[str, ...]:
     return (
         cell.label,
         str(cell.batch_size),
-        cell.load_words,
-        runs,
         digits(numbers.throughput),
+        runs,
         f"{digits(min(rates))} to {digits(max(rates))}" if len(rates) > 1 else NOTHING,
+        cell.load_words,
         digits(numbers.goodput),
         *_percentiles(numbers.response, "p50", "p90", "p99", "p99.9"),
         *_percentiles(numbers.service, "p50", "p90", "p99", "p99.9"),
         *_percentiles(numbers.issue_delay, "p50", "p99"),
         duration(numbers.warmup_s),
         f"{numbers.errors:,}",
-        f"{sum(run.shed for run in numbers.runs):,}",
+        f"{sum(run.metrics.shed for run in numbers.runs):,}",
         percent(mean([run.gpu_pct for run in good])),
         percent(mean([run.activity.sm_activity_pct for run in good])),
         NOTHING if numbers.efficiency is None else f"{numbers.efficiency:.3f}",
@@ -200,7 +195,9 @@ def environment_rows(section: Section) -> list[tuple[str, str]]:
 def verdicts(section: Section) -> list[Verdict]:
     """Return every run that does not count, or of which something must be known; those that do not count first."""
     runs = [run for cell in section.cells for run in cell.runs]
-    said = [Verdict(run.run.name, run.counts, (*run.reasons, *run.remarks)) for run in runs if run.reasons or run.remarks]
+    said = [
+        Verdict(run.run.name, run.counts, (*run.reasons, *run.remarks)) for run in runs if run.reasons or run.remarks
+    ]
     return sorted(said, key=lambda verdict: (verdict.counts, verdict.name))
 
 

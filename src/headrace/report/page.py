@@ -85,12 +85,13 @@ def _section(section: Section, at: int, report: Report) -> str:
 
 def _table(table: Table, style: str) -> str:
     def cell(tag: str, text: str, at: int) -> str:
-        return f'<{tag}{" class=word" if table.is_text[at] else ""}>{escape(text)}</{tag}>'
+        return f"<{tag}{' class=word' if table.is_text[at] else ''}>{escape(text)}</{tag}>"
 
     head = "".join(cell("th", text, at) for at, text in enumerate(table.headings))
+
     def first(text: str) -> str:
-        name, _, rest = text.partition(" · ")
-        return f'<th class=word>{escape(name)}{f"<small>{escape(rest)}</small>" if rest else ""}</th>'
+        name, _, rest = text.partition(" · ")  # what is unusual goes below the experiment
+        return f"<th class=word>{escape(name)}{f'<small>{escape(rest)}</small>' if rest else ''}</th>"
 
     rows = "".join(
         "<tr>" + first(row[0]) + "".join(cell("td", text, at + 1) for at, text in enumerate(row[1:])) + "</tr>"
@@ -128,7 +129,9 @@ def _validity(section: Section) -> str:
     rows = "".join(f"<li><b>{escape(each.name)}</b>: {escape('; '.join(each.lines))}</li>" for each in bad)
     first = f'<p>These do not count:</p><ul class="bad">{rows}</ul>' if bad else "<p>Every run counts.</p>"
     many = len(section.machine.runs)
-    notes = "".join(f"<li>{escape(line)} <small>({_who(names, many)})</small></li>" for line, names in shared_remarks(said))
+    notes = "".join(
+        f"<li>{escape(line)} <small>({_who(names, many)})</small></li>" for line, names in shared_remarks(said)
+    )
     return first + (f"<p>What must be known of those that count:</p><ul>{notes}</ul>" if notes else "")
 
 

@@ -15,39 +15,21 @@ import pyarrow.parquet as pq
 
 from headrace.bench.record import RECORD_DTYPE, Records, read_records
 from headrace.bench.summary import FILE_NAME, RunSummary, load_summary
+from headrace.config import LoadConfig
 from headrace.errors import OutputError
 
 RECORDS_NAME = "requests.parquet"
 TELEMETRY_NAME = "telemetry.parquet"
 LATER_COLUMNS = ("batch_rows", "generator")  # which records of older versions lack
 BURST = "burst"
+WITHOUT_PLAN = (BURST, "closed")  # loads whose next request waits for room or for an answer
 
 Content = TypeVar("Content")
 
 
-class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests were sent. Summaries of older versions know bursts only, and say nothing of the rest."""
-
-    kind: str = BURST
-    rate: float | None = None  # requests/s
-    concurrency: int | None = None  # requests in flight
-    num_iters: int | None = None  # measured requests
-    bound_s: float | None = None  # latency within which an answer is good
-
-    @property
-    def is_open(self) -> bool:
-        """Return whether requests were sent by a plan that does not wait for answers."""
-        return self.kind not in (BURST, "closed")
-
-
-class OptionFacts(msgspec.Struct, frozen=True, kw_only=True):
-    load: LoadFacts = LoadFacts()
-
-
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a summary may say, depending on the version that wrote it."""
+    """What a summary says in words of its own: numbers to compare, and what only some versions write."""
 
-    options: OptionFacts = OptionFacts()
     metrics: dict[str, object] = {}
     calibration: dict[str, object] | None = None  # what the harness itself can do on that machine
 
@@ -62,8 +44,8 @@ class Run:
     facts: Facts
 
     @property
-    def load(self) -> LoadFacts:
-        return self.facts.options.load
+    def load(self) -> LoadConfig:
+        return self.summary.options.load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +89,7 @@ def read_run(name: str, folder: Path) -> Run:
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=Facts)
     except msgspec.MsgspecError as error:
-        raise OutputError(f"{path}: says of its load what no report understands ({error}); measure again") from error
+        raise OutputError(f"{path}: has metrics that no report understands ({error}); measure again") from error
     return Run(name=name, folder=folder, summary=summary, facts=facts)
 
 

@@ -147,7 +147,9 @@ def _draw_samples(chart: Chart, name: str, scales: tuple[Scale, Scale], at_s: Fl
     x, y = scales
     if len(values) > 2 * COLUMNS:  # least and most of each column, in turn
         parts = np.array_split(np.arange(len(values)), COLUMNS)
-        kept = np.unique([each for part in parts for each in (part[values[part].argmin()], part[values[part].argmax()])])
+        kept = np.unique(
+            [each for part in parts for each in (part[values[part].argmin()], part[values[part].argmax()])]
+        )
         at_s, values = at_s[kept], values[kept]
     chart.line([(x(float(at)), y(float(value))) for at, value in zip(at_s, values, strict=True)], f"s{style}")
     return Label(y(float(values[-1])), name, f"t{style}")

@@ -128,7 +128,13 @@ def host_timeline(records: Records) -> Timeline | None:
             spans.append(Span(kind, stream, (begin - begin_ns) / 1000, (end - begin) / 1000))
     streams = sorted({span.stream for span in spans})
     rows = {each: f"lane {each // SUB_ROWS}" if each % SUB_ROWS == 0 else "" for each in streams}
-    return Timeline(tuple(spans), rows, 0.0, (end_ns - begin_ns) / 1000, "the host's stamps of each batch, from the start of its computation to its answer")
+    return Timeline(
+        tuple(spans),
+        rows,
+        0.0,
+        (end_ns - begin_ns) / 1000,
+        "the host's stamps of each batch, from the start of its computation to its answer",
+    )
 
 
 def _distinct_batches(records: Records) -> Records:

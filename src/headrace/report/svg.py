@@ -15,7 +15,7 @@ from headrace.report.words import duration, short
 
 WIDTH = 480.0
 HEIGHT = 300.0
-LETTER = 6.7  # mean width of a letter of the charts' 12.5 px text; labels are given a little more room than they need
+LETTER = 7.0  # width of a letter of the charts' 12 px text in wide fonts
 LINE = 15.0
 GAP = 6.0
 
