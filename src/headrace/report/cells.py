@@ -193,9 +193,10 @@ def _flatten(prefix: str, value: object, into: dict[str, object]) -> None:
 
 
 def _varying(options: Sequence[Options]) -> tuple[str, ...]:
-    """Return the names of the options that differ between runs, or that only some have."""
+    """Return the names of the options that differ between the runs that have them."""
     names = dict.fromkeys(name for each in options for name in each)
-    return tuple(name for name in names if len({str(each.get(name, _ABSENT)) for each in options}) > 1)
+    values = {name: {str(each[name]) for each in options if name in each} for name in names}
+    return tuple(name for name in names if len(values[name]) > 1 or name == "lanes.buckets")
 
 
 def _traits(run: Run, options: Options, varying: Sequence[str]) -> dict[str, Trait]:
@@ -216,7 +217,7 @@ def _traits(run: Run, options: Options, varying: Sequence[str]) -> dict[str, Tra
 
 
 def _words(name: str, value: object) -> str:
-    if (name, value) in _WORDS:
+    if isinstance(value, str | bool | None) and (name, value) in _WORDS:
         return _WORDS[name, value]
     leaf = name.rpartition(".")[2].replace("_", " ")
     if name == "lanes.buckets" and isinstance(value, tuple):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from headrace.report.cells import Trait
 from headrace.report.measured import CellNumbers
 from headrace.report.read import BURST
 from headrace.report.reduce import STAGES, Tail
@@ -102,18 +103,20 @@ class Names:
 def names_of(cells: Sequence[CellNumbers]) -> Names:
     """Name cells by what is not true of most of them. The first to differ in what is most common says so."""
     traits = [cell.cell.traits for cell in cells]
-    common = {}
+    common: dict[str, Trait] = {}
     for name in dict.fromkeys(name for each in traits for name in each):
-        words = Counter(each[name].word for each in traits if name in each)
-        word, many = words.most_common(1)[0]
+        trait, many = Counter(each[name] for each in traits if name in each).most_common(1)[0]
         if many == len(cells) or (many > MAJORITY * len(cells) and name != "design.name"):
-            common[name] = word
-    each = tuple(
-        " · ".join(trait.word for name, trait in own.items() if trait.word != common.get(name)) for own in traits
+            common[name] = trait
+    each = [" · ".join(trait.word for name, trait in own.items() if trait != common.get(name)) for own in traits]
+    if any(each):
+        each = [name or cell.cell.traits["design.name"].word for name, cell in zip(each, cells, strict=True)]
+    said = " · ".join(
+        trait.word
+        for name, trait in common.items()
+        if not trait.usual or any(own.get(name, trait) != trait for own in traits)
     )
-    if len(set(each)) < len(set(map(tuple, (cell.cell.series for cell in cells)))):  # two would be called the same
-        each = tuple(cell.cell.label for cell in cells)
-    return Names(each, " · ".join(common.values()))
+    return Names(tuple(each), said)
 
 
 def full_names(cells: Sequence[CellNumbers]) -> Names:
@@ -127,7 +130,10 @@ def full_names(cells: Sequence[CellNumbers]) -> Names:
         words += [name] if name else []
         words += [cell.cell.load_words] if len(loads) > 1 else []
         names.append(" · ".join(words) or cell.cell.label)
-    return Names(tuple(names), series.common)
+    many = Counter(names)
+    pairs = zip(names, cells, strict=True)
+    told = [f"{name} · {cell.cell.load_words}" if many[name] > 1 and len(loads) == 1 else name for name, cell in pairs]
+    return Names(tuple(told), series.common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,7 @@ def _throughput_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
     if lines is None:
         return []
     chart = Chart("throughput against batch size", right=lines.key.room)
-    highest = max(max(cell.throughputs) for each in lines.drawn for cell in each.cells)
+    highest = max(rate for each in lines.drawn for cell in each.cells for rate in cell.throughputs)
     x = _batch_axis(chart, lines)
     y = chart.y(0, highest * 1.06)
     chart.y_axis(y, ticks_within(y, number_ticks))
@@ -303,7 +309,7 @@ def every_cell(cells: Sequence[CellNumbers]) -> Figure | None:
     ordered = sorted(cells, key=lambda cell: (cell.cell.batch_size, -_rate(cell)))
     names = full_names(ordered)
     chart = _row_chart("throughput of every cell", len(ordered), right=64.0)
-    x = chart.x(0, max(max(cell.throughputs) for cell in ordered) * 1.02)
+    x = chart.x(0, max(rate for cell in ordered for rate in cell.throughputs) * 1.02)
     chart.x_axis(x, ticks_within(x, number_ticks), "samples/s", grid=True)
     for at, (cell, name) in enumerate(zip(ordered, names.each, strict=True)):
         middle = _row(chart, at, name)

@@ -1,4 +1,4 @@
-"""Every number of a report, computed from the records of a cell's runs by `bench.stats`, and what is wrong with a run."""
+"""Every number of a report, computed by `bench.stats` from the records of a cell's runs; what is wrong with a run."""
 
 from __future__ import annotations
 

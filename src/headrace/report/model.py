@@ -80,7 +80,9 @@ class Verdict:
     lines: tuple[str, ...]
 
 
-def build(paths: Sequence[Path], *, bound_s: float | None = None, step: Step | None = None) -> Report:
+def build(
+    paths: Sequence[Path], *, title: str | None = None, bound_s: float | None = None, step: Step | None = None
+) -> Report:
     """Read all runs at or below `paths`. Raises OutputError where there is none, or none that can be read."""
     runs: list[Run] = []
     unreadable: list[Unreadable] = []
@@ -105,8 +107,9 @@ def build(paths: Sequence[Path], *, bound_s: float | None = None, step: Step | N
             sections.append(Section(machine, tuple(cells)))
     if not sections:
         raise OutputError(f"no run can be read; the first one: {unreadable[0].reason}")
-    title = ", ".join(path.resolve().name for path in paths)
-    return Report(title, tuple(sections), tuple(unreadable), bound_s)
+    return Report(
+        title or ", ".join(path.resolve().name for path in paths), tuple(sections), tuple(unreadable), bound_s
+    )
 
 
 def headline(cells: Sequence[CellNumbers]) -> Table:

@@ -32,7 +32,7 @@ OPEN_CELLS = 3  # with so few, their figures are shown without being asked for
 def render(report: Report) -> str:
     """Return the page."""
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    sections = "".join(_section(section, at, report) for at, section in enumerate(report.sections))
+    sections = "".join(_section(section, at) for at, section in enumerate(report.sections))
     good = sum(run.counts for run in report.runs)
     many = len(report.runs)
     counted = f"{count(many, 'run')}, " + ("which all count" if good == many else f"of which {good:,} count")
@@ -66,7 +66,7 @@ def _unreadable(report: Report) -> str:
     return f'<div class="warning"><p>In no table and no plot, since they cannot be read:</p><ul>{lines}</ul></div>'
 
 
-def _section(section: Section, at: int, report: Report) -> str:
+def _section(section: Section, at: int) -> str:
     figures = "".join(map(_figure, comparisons(section.cells)))
     left = [cell for cell in section.cells if cell.detail]
     cells = "".join(_cell(cell, is_open=len(left) <= OPEN_CELLS) for cell in left)
@@ -97,7 +97,8 @@ def _table(table: Table, style: str) -> str:
         "<tr>" + first(row[0]) + "".join(cell("td", text, at + 1) for at, text in enumerate(row[1:])) + "</tr>"
         for row in table.rows
     )
-    return f'<div class="scroll" tabindex="0"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table class="{style}">{body}</table></div>'
 
 
 def _figure(figure: Figure) -> str:
@@ -152,4 +153,5 @@ def _calibration(section: Section) -> str:
 
 def _commands(section: Section) -> str:
     lines = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(text)}</code></dd>" for name, text in commands(section))
-    return f"<details><summary>{count(len(section.cells), 'command')}, one for each cell</summary><dl>{lines}</dl></details>"
+    heading = f"{count(len(section.cells), 'command')}, one for each cell"
+    return f"<details><summary>{heading}</summary><dl>{lines}</dl></details>"

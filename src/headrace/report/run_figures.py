@@ -47,8 +47,8 @@ def latency_over_time(detail: Detail) -> Figure:
     chart.end_labels(labels, chart.inner_right + 8)
     reduced = (
         f" {detail.response.count:,} requests in {COLUMNS} columns of {duration(detail.response.column_s)}: from the"
-        " shortest to the longest in each, which are all kept, and a line through the medians; gaps are columns without a"
-        " request."
+        " shortest to the longest in each, which are all kept, and a line through the medians; gaps are columns without"
+        " a request."
         if detail.response.is_reduced
         else " A dot for each request."
     )

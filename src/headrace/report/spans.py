@@ -140,7 +140,7 @@ def host_timeline(records: Records) -> Timeline | None:
 def _distinct_batches(records: Records) -> Records:
     ordered = np.sort(records, order=["started_ns", "worker"])
     again = (np.diff(ordered["started_ns"]) == 0) & (np.diff(ordered["worker"]) == 0)
-    batches: Records = ordered[np.append(True, ~again)]  # noqa: FBT003
+    batches: Records = ordered[np.append(True, ~again)]
     return batches
 
 

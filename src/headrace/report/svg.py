@@ -59,14 +59,14 @@ def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten within the bounds; with fewer than three, also 2 and 5 times them."""
+    """Return powers of ten within the bounds, with multiples between them where there would be fewer than three."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         found = [factor * 10.0**exponent for exponent in exponents for factor in factors]
         within = [each for each in found if low * 0.999 <= each <= high * 1.001]
         if len(within) >= 3:
             return within
-    return within
+    return linear_ticks(low, high)  # less than a decade
 
 
 def time_ticks(values: Sequence[float]) -> list[Tick]:
@@ -175,7 +175,7 @@ class Chart:
         where = "".join(f"M{number(x)} {number(low)}V{number(high)}" for x, low, high in bars)
         self.parts.append(f'<path class="bars {style}" stroke-width="{number(width)}" d="{where}"/>')
 
-    def box(self, x: float, y: float, width: float, height: float, style: str, *, tip: str = "") -> None:  # noqa: PLR0913
+    def box(self, x: float, y: float, width: float, height: float, style: str, *, tip: str = "") -> None:
         self.parts.append(
             f'<rect class="{style}" x="{number(x)}" y="{number(y)}" width="{number(width)}"'
             f' height="{number(height)}">{_tip(tip)}</rect>'
