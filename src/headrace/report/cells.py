@@ -32,6 +32,7 @@ _IGNORED = (
     "load.request_timeout_s",
     "load.warmup_iters",
 )
+LOAD_KIND = "load.kind"
 _IN_EXPERIMENT = ("design.name", "design.num_workers", "transport.name", "transport.client")
 # What a plot has as its axis. Everything else makes another series.
 _AXES = (
@@ -94,7 +95,7 @@ class Cell:
     @property
     def unusual(self) -> str:
         """Return what tells the cell's series from others of its experiment."""
-        told = (trait for name, trait in self.traits.items() if name not in _IN_EXPERIMENT)
+        told = (trait for name, trait in self.traits.items() if name not in (*_IN_EXPERIMENT, LOAD_KIND))
         return " · ".join(trait.word for trait in told if not trait.usual)
 
     @property
@@ -109,6 +110,14 @@ class Cell:
     def is_open(self) -> bool:
         """Return whether requests were sent by a plan that does not wait for answers."""
         return self.load.kind not in WITHOUT_PLAN
+
+    @property
+    def load_in_short(self) -> str:
+        """Return what tells the load from others of a plot."""
+        load = self.load
+        if load.rate is not None:
+            return f"{load.kind} {load.rate:,.6g}/s"
+        return load.kind if load.concurrency is None else f"{load.concurrency} in flight"
 
     @property
     def load_words(self) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from headrace.report.cells import Trait
+from headrace.report.cells import LOAD_KIND, Trait
 from headrace.report.measured import CellNumbers
 from headrace.report.read import BURST
 from headrace.report.reduce import STAGES, Tail
@@ -76,8 +76,7 @@ def comparisons(cells: Sequence[CellNumbers]) -> list[Figure]:
         return []
     figures: list[Figure | None] = [
         *_throughput_figures(good),
-        *_latency_figures(good, "batch size", _batch_of, is_open=False),
-        *_latency_figures(good, "offered load, requests/s", lambda cell: cell.cell.load.rate or 0.0, is_open=True),
+        *(figure for axis in (BATCH, CONCURRENCY, RATE) for figure in _latency_figures(good, axis)),
         *_tail_figures(good),
         every_cell(good),
         stage_bars(good),
@@ -100,9 +99,9 @@ class Names:
         return f"{self.common}{', unless a name says otherwise' if any(self.each) and len(self.each) > 1 else ''}."
 
 
-def names_of(cells: Sequence[CellNumbers]) -> Names:
-    """Name cells by what is not true of most of them. The first to differ in what is most common says so."""
-    traits = [cell.cell.traits for cell in cells]
+def names_of(cells: Sequence[CellNumbers], *, but: tuple[str, ...] = ()) -> Names:
+    """Name cells by what is not true of most of them, leaving out the traits that `but` names."""
+    traits = [{name: trait for name, trait in cell.cell.traits.items() if name not in but} for cell in cells]
     common: dict[str, Trait] = {}
     for name in dict.fromkeys(name for each in traits for name in each):
         trait, many = Counter(each[name] for each in traits if name in each).most_common(1)[0]
@@ -123,16 +122,16 @@ def full_names(cells: Sequence[CellNumbers]) -> Names:
     """Return what tells the cells apart, batch size and load included where they differ."""
     batches = {cell.cell.batch_size for cell in cells}
     loads = {(cell.cell.load.kind, cell.cell.load.rate, cell.cell.load.concurrency) for cell in cells}
-    series = names_of(cells)
+    series = names_of(cells, but=(LOAD_KIND,))
     names = []
     for cell, name in zip(cells, series.each, strict=True):
         words = [f"batch {cell.cell.batch_size}"] if len(batches) > 1 else []
         words += [name] if name else []
-        words += [cell.cell.load_words] if len(loads) > 1 else []
+        words += [cell.cell.load_in_short] if len(loads) > 1 else []
         names.append(" · ".join(words) or cell.cell.label)
     many = Counter(names)
     pairs = zip(names, cells, strict=True)
-    told = [f"{name} · {cell.cell.load_words}" if many[name] > 1 and len(loads) == 1 else name for name, cell in pairs]
+    told = [f"{name} · {cell.cell.load_words}" if many[name] > 1 else name for name, cell in pairs]
     return Names(tuple(told), series.common)
 
 
@@ -156,18 +155,49 @@ class Key:
         return label_room(self.at_ends, LABEL_ROOM)
 
 
-def series_of(cells: Sequence[CellNumbers], axis: Callable[[CellNumbers], float], *, by_batch: bool) -> Lines | None:
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What latency is drawn against, and for which cells that means something."""
+
+    against: str
+    name: str
+    of: Callable[[CellNumbers], float]
+    fits: Callable[[CellNumbers], bool]
+
+
+BATCH = Axis(
+    "batch size",
+    "batch size (rows of a request)",
+    lambda cell: float(cell.cell.batch_size),
+    lambda cell: not cell.cell.is_open,
+)
+CONCURRENCY = Axis(
+    "requests in flight",
+    "requests in flight",
+    lambda cell: float(cell.cell.load.concurrency or 0),
+    lambda cell: cell.cell.load.concurrency is not None,
+)
+RATE = Axis(
+    "offered load",
+    "offered load, requests/s",
+    lambda cell: cell.cell.load.rate or 0.0,
+    lambda cell: cell.cell.load.rate is not None,
+)
+
+
+def series_of(cells: Sequence[CellNumbers], axis: Axis) -> Lines | None:
     """Return the lines to draw; None if no line has two points. Where cells share a place the fastest is drawn."""
     grouped: dict[tuple[object, ...], dict[float, CellNumbers]] = {}
-    for cell in sorted(cells, key=_rate, reverse=True):
-        key = (cell.cell.series, cell.cell.load.concurrency, None if by_batch else cell.cell.batch_size)
-        grouped.setdefault(key, {}).setdefault(axis(cell), cell)
+    for cell in sorted(filter(axis.fits, cells), key=_rate, reverse=True):
+        batch, concurrency = cell.cell.batch_size, cell.cell.load.concurrency
+        key = (cell.cell.series, None if axis is BATCH else batch, None if axis is CONCURRENCY else concurrency)
+        grouped.setdefault(key, {}).setdefault(axis.of(cell), cell)
     lines = [tuple(group[at] for at in sorted(group)) for group in grouped.values() if len(group) > 1]
     if not lines:
         return None
     lines.sort(key=lambda line: (-len(line), -max(map(_rate, line))))
     chosen = sorted(lines[:MOST_LINES], key=lambda line: -max(map(_rate, line)))
-    names = _line_names([line[0] for line in chosen], with_batch=not by_batch)
+    names = _line_names([line[0] for line in chosen], axis)
     drawn = tuple(Series(name, line) for name, line in zip(names.each, chosen, strict=True))
     return Lines(drawn, names, len(lines) - len(chosen))
 
@@ -176,10 +206,10 @@ def _rate(cell: CellNumbers) -> float:
     return cell.throughput or 0.0
 
 
-def _line_names(first: Sequence[CellNumbers], *, with_batch: bool) -> Names:
+def _line_names(first: Sequence[CellNumbers], axis: Axis) -> Names:
     series = names_of(first)
-    in_flight = {cell.cell.load.concurrency for cell in first}
-    batches = {cell.cell.batch_size for cell in first} if with_batch else set()
+    in_flight = {cell.cell.load.concurrency for cell in first} if axis is not CONCURRENCY else set()
+    batches = {cell.cell.batch_size for cell in first} if axis is not BATCH else set()
     names = []
     for cell, name in zip(first, series.each, strict=True):
         words = [name] if name else []
@@ -190,8 +220,7 @@ def _line_names(first: Sequence[CellNumbers], *, with_batch: bool) -> Names:
 
 
 def _throughput_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
-    shown = [cell for cell in cells if not cell.cell.is_open]
-    lines = series_of(shown, _batch_of, by_batch=True)
+    lines = series_of(cells, BATCH)
     if lines is None:
         return []
     chart = Chart("throughput against batch size", right=lines.key.room)
@@ -224,27 +253,23 @@ def _throughput_figures(cells: Sequence[CellNumbers]) -> list[Figure]:
     ]
 
 
-def _latency_figures(
-    cells: Sequence[CellNumbers], axis_name: str, axis: Callable[[CellNumbers], float], *, is_open: bool
-) -> list[Figure]:
-    shown = [cell for cell in cells if cell.cell.is_open == is_open and axis(cell) > 0]
-    lines = series_of(shown, axis, by_batch=not is_open)
+def _latency_figures(cells: Sequence[CellNumbers], axis: Axis) -> list[Figure]:
+    lines = series_of(cells, axis)
     if lines is None:
         return []
-    against = "offered load" if is_open else "batch size"
     figures = []
     for name, read in KINDS:
-        chart = Chart(f"{name} against {against}", right=lines.key.room)
-        x = _axis_of(chart, lines, axis, axis_name) if is_open else _batch_axis(chart, lines)
+        chart = Chart(f"{name} against {axis.against}", right=max(lines.key.room, 40.0))
+        x = _batch_axis(chart, lines) if axis is BATCH else _axis_of(chart, lines, axis)
         _draw_percentiles(chart, lines, x, axis, read)
         figures.append(
             Figure(
-                title=f"{name} against {against}: p50, p99",
+                title=f"{name} against {axis.against}: p50, p99",
                 svg=chart.done(),
                 caption=_said(
                     lines.names.sentence,
                     "Solid: p50; dashed: p99, where there are 100 values.",
-                    _meaning(name, shown),
+                    _meaning(name, [cell for each in lines.drawn for cell in each.cells]),
                     _left_out(lines.left_out),
                 ),
                 key=lines.key.listed,
@@ -257,12 +282,12 @@ def _draw_percentiles(
     chart: Chart,
     lines: Lines,
     x: Scale,
-    axis: Callable[[CellNumbers], float],
+    axis: Axis,
     read: Callable[[CellNumbers], Tail | None],
 ) -> None:
     values = {
         (at, name): [
-            (axis(cell), tail.percentiles[name])
+            (axis.of(cell), tail.percentiles[name])
             for cell in each.cells
             if (tail := read(cell)) is not None and name in tail.percentiles
         ]
@@ -280,25 +305,21 @@ def _draw_percentiles(
         if name == "p50":
             for (px, py), (_, value) in zip(points, pairs, strict=True):
                 chart.dot(px, py, f"f{at}", f"{lines.drawn[at].name} p50: {duration(value)}")
-            labels.append(Label(points[-1][1], lines.key.at_ends[at], f"t{at}"))
+        if name == "p50" or len(lines.drawn) == 1:
+            labels.append(Label(points[-1][1], lines.key.at_ends[at] or name, f"t{at}"))
     chart.end_labels(labels, chart.inner_right + 8)
-
-
-def _batch_of(cell: CellNumbers) -> float:
-    return float(cell.cell.batch_size)
 
 
 def _batch_axis(chart: Chart, lines: Lines) -> Scale:
     sizes = sorted({cell.cell.batch_size for each in lines.drawn for cell in each.cells})
     x = Scale(sizes[0] / 1.15, sizes[-1] * 1.1, chart.left, chart.inner_right, log=True)
-    chart.x_axis(x, [Tick(size, str(size)) for size in sizes], "batch size (rows of a request)")
+    chart.x_axis(x, [Tick(size, str(size)) for size in sizes], BATCH.name)
     return x
 
 
-def _axis_of(chart: Chart, lines: Lines, axis: Callable[[CellNumbers], float], name: str) -> Scale:
-    values = [axis(cell) for each in lines.drawn for cell in each.cells]
-    x = chart.x(0, max(values) * 1.04)
-    chart.x_axis(x, ticks_within(x, number_ticks), name)
+def _axis_of(chart: Chart, lines: Lines, axis: Axis) -> Scale:
+    x = chart.x(0, max(axis.of(cell) for each in lines.drawn for cell in each.cells) * 1.04)
+    chart.x_axis(x, ticks_within(x, number_ticks), axis.name)
     return x
 
 
@@ -421,7 +442,7 @@ def _tail_figure(
     slow = {at: tail.share_above <= SHARE_DRAWN for at, tail in tails}
     ends = [float(value) for at, tail in tails if slow[at].any() for value in tail.at_s[slow[at]][[0, -1]]]
     x = chart.x(*padded_log(ends or [1e-3], 1.1, 1.1), log=True)
-    rarest = 1 / max(max(tail.count for _, tail in tails), 20)
+    rarest = 1 / max(20, *(tail.count for _, tail in tails))
     y = Scale(rarest, SHARE_DRAWN, chart.top, chart.inner_bottom, log=True)  # rare ones on top
     chart.x_axis(x, ticks_within(x, time_ticks), f"{name.partition(' by')[0].lower()} (logarithmic)", grid=True)
     chart.y_axis(y, [Tick(share, label) for share, label in SHARES.items() if share >= y.low])

@@ -238,14 +238,14 @@ METHOD = (
     "Response time: answer - when the plan wanted the request sent. Service time: answer - when it was sent. Issue"
     " delay: the difference of the two. Throughput: samples answered rightly / (last answer - first planned sending),"
     " warm-up apart; mean of the runs. Goodput: the same, of answers within the latency bound. Percentiles are of all"
-    " values of all runs of a cell that count, linear between order statistics, and are left out where there are too few"
-    " values for one to lie beyond them (p99.9: 1,000). Warm-up: first request to first answer, median of the runs."
+    " values of all runs of a cell that count, linear between order statistics, and are left out where there are too"
+    " few values for one to lie beyond them (p99.9: 1,000). Warm-up: first request to first answer, median of the runs."
     " Errors: requests that failed, were answered wrongly, or never. GPU busy: share of polled time with any kernel"
     " running, which says little of how much of the GPU worked; SM activity does. Efficiency: throughput / the smallest"
     " limit measured in the same process, which is named."
 )
 SOURCES = (
     "Computed from requests.parquet and telemetry.parquet of each run. What only a summary.json holds, since it is a"
-    " measurement of its own (SM activity, limits, parts of the warm-up latency, environment), is taken from there. Where a"
-    " summary's metrics are not those of its records, the run does not count, and is named."
+    " measurement of its own (SM activity, limits, parts of the warm-up latency, environment), is taken from there. Where"
+    " a summary's metrics are not those of its records, the run does not count, and is named."
 )

@@ -117,9 +117,10 @@ def _cell(numbers: CellNumbers, *, is_open: bool) -> str:
     parts = ", ".join(f"{part} {duration(took)}" for part, took in (warm.warmup_parts_s if warm else {}).items())
     warm_up = f" Warm-up latency {duration(numbers.warmup_s)}: {parts}." if parts else ""
     batches = [f" All batches had {size} rows." for size in numbers.batches if len(numbers.batches) == 1]
+    facts = escape(run + warm_up + "".join(batches))
     figures = "".join(map(_figure, run_figures(numbers)))
     return (
-        f"<details{' open' if is_open else ''}><summary>{escape(name)}</summary><p>{escape(run + warm_up + ''.join(batches))}</p>"
+        f"<details{' open' if is_open else ''}><summary>{escape(name)}</summary><p>{facts}</p>"
         f'<div class="figures">{figures}</div></details>'
     )
 
