@@ -24,7 +24,8 @@ STAGES = (
     ("back", "responded_ns", "completed_ns"),
 )
 POINTS = 1500  # up to so many requests are drawn one by one
-COLUMNS = 240  # beyond it, so many columns from least to most
+COLUMNS = 240  # beyond it, up to so many columns from least to most
+IN_COLUMN = 12  # requests of a column on average, at least
 TAIL_POINTS = 90
 PERCENT = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 VALUES_NEEDED = {"p50": 1, "p90": 10, "p99": 100, "p99.9": 1000}  # with fewer, one value at least cannot lie beyond it
@@ -104,7 +105,7 @@ def envelope(at_ns: Nanoseconds, values_ns: Nanoseconds, zero_ns: int) -> Envelo
     values = values_ns[order].astype(np.float64) / NS_PER_S
     if len(at) <= POINTS or at[0] == at[-1]:
         return Envelope(at, values, values, values, len(at), 0.0)
-    edges = np.linspace(at[0], at[-1], COLUMNS + 1)
+    edges = np.linspace(at[0], at[-1], min(COLUMNS, len(at) // IN_COLUMN) + 1)
     starts = np.searchsorted(at, edges[:-1])
     ends = np.append(starts[1:], len(at))
     filled = ends > starts

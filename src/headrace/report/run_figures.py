@@ -46,7 +46,7 @@ def latency_over_time(detail: Detail) -> Figure:
         labels.append(Label(y(float(each.middle[-1])), name, f"t{at}"))
     chart.end_labels(labels, chart.inner_right + 8)
     reduced = (
-        f" {detail.response.count:,} requests in {COLUMNS} columns of {duration(detail.response.column_s)}: from the"
+        f" {detail.response.count:,} requests in columns of {duration(detail.response.column_s)}: from the"
         " shortest to the longest in each, which are all kept, and a line through the medians; gaps are columns without"
         " a request."
         if detail.response.is_reduced
@@ -67,7 +67,7 @@ def _draw_envelope(chart: Chart, values: Envelope, x: Scale, y: Scale, at: int) 
     bars = [(px, y(float(low)) + 0.5, y(float(high)) - 0.5) for px, low, high in ends]
     chart.bars(bars, width, f"s{at} band")
     for part in np.split(np.arange(len(places)), np.flatnonzero(np.diff(values.at_s) > 1.5 * values.column_s) + 1):
-        chart.line([(places[each], y(float(values.middle[each]))) for each in part], f"s{at}")
+        chart.line([(places[each], y(float(values.middle[each]))) for each in part], f"s{at} thin")
 
 
 def batch_histogram(numbers: CellNumbers) -> Figure | None:
@@ -172,10 +172,11 @@ def timeline_figure(timeline: Timeline, run_name: str) -> Figure:
             if bars:
                 where = "".join(f"M{begin:.1f} {middle:.1f}H{end:.1f}" for begin, end in bars)
                 chart.parts.append(f'<path class="lane {KIND_STYLES[kind]}" d="{where}"/>')
+    several = " Batches that a lane has at once lie in rows of their own." if "" in names else ""
     return Figure(
         title="What ran when: lanes as rows",
         svg=chart.done(),
-        caption=f"Run {run_name}; source: {timeline.source}.",
+        caption=f"Run {run_name}; source: {timeline.source}.{several}",
         key=tuple((KIND_STYLES[kind], kind) for kind in timeline.kinds),
     )
 
