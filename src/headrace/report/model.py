@@ -246,6 +246,6 @@ METHOD = (
 )
 SOURCES = (
     "Computed from requests.parquet and telemetry.parquet of each run. What only a summary.json holds, since it is a"
-    " measurement of its own (SM activity, limits, parts of the warm-up latency, environment), is taken from there. Where"
-    " a summary's metrics are not those of its records, the run does not count, and is named."
+    " measurement of its own (SM activity, limits, parts of the warm-up latency, environment), is taken from there."
+    " Where a summary's metrics are not those of its records, the run does not count, and is named."
 )
