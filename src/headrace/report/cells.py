@@ -54,9 +54,9 @@ _WORDS = {
     ("model.compile", True): "compiled",
     ("model.compile", False): "not compiled",
     ("profile", True): "profiled",
-    ("lanes.fuse_epilogues", None): "fused",  # where it pays, which is what all three do by default
-    ("lanes.pointwise_as_matmul", None): "matmul",
-    ("lanes.stem", "auto"): "stem",
+    ("lanes.fuse_epilogues", None): "fusing auto",
+    ("lanes.pointwise_as_matmul", None): "matmul auto",
+    ("lanes.stem", "auto"): "stem auto",
     ("lanes.fuse_epilogues", True): "all fused",
     ("lanes.fuse_epilogues", False): "not fused",
     ("lanes.pointwise_as_matmul", True): "1x1 as matmul",
