@@ -45,6 +45,9 @@ class EchoSender:
         self.most_waiting = max(self.most_waiting, len(self.waiting))
         return [index % BATCHES for index in sent]
 
+    def ready(self):
+        return bool(self.waiting)
+
     def receive(self, timeout_s):
         taken, self.waiting = self.waiting[: self.together], self.waiting[self.together :]
         return self.received(taken) if taken else None

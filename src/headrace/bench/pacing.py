@@ -31,8 +31,14 @@ class Pace(Protocol):
     def start(self) -> None:
         """Begin now."""
 
-    def due(self, sent: int, stop: threading.Event) -> int:
-        """Wait until more than `sent` requests are due, and return how many are; `sent` if no more will be."""
+    def due(self, sent: int) -> int:
+        """Return how many requests are due by now, at least `sent`."""
+
+    def over(self, sent: int) -> bool:
+        """Tell whether no more will be due than the `sent` that were."""
+
+    def wait(self, sent: int, stop: threading.Event) -> bool:
+        """Wait until more than `sent` requests are due; False if no more will be, or `stop` is set."""
 
     def scheduled(self, completed: Moments) -> Moments:
         """Return when each request was due, given when each was answered, both in order of sending."""
@@ -50,16 +56,22 @@ class Planned:
         exact_sleep()
         self._due_ns += self._clock()
 
-    def due(self, sent: int, stop: threading.Event) -> int:
-        if sent == len(self._due_ns):
-            return sent
+    def due(self, sent: int) -> int:
+        return max(sent, int(np.searchsorted(self._due_ns, self._clock(), side="right")))
+
+    def over(self, sent: int) -> bool:
+        return sent == len(self._due_ns)
+
+    def wait(self, sent: int, stop: threading.Event) -> bool:
+        if self.over(sent):
+            return False
         next_ns = int(self._due_ns[sent])
         while (wait_ns := next_ns - self._clock()) > 0:
             if stop.is_set():
-                return sent
+                return False
             if wait_ns > SPIN_NS:
                 time.sleep(min((wait_ns - SPIN_NS) / NS_PER_S, LONGEST_SLEEP_S))
-        return int(np.searchsorted(self._due_ns, self._clock(), side="right"))
+        return True
 
     def scheduled(self, completed: Moments) -> Moments:
         return self._due_ns[: len(completed)]
@@ -78,10 +90,16 @@ class Closed:
     def start(self) -> None:
         self._start_ns = self._clock()
 
-    def due(self, sent: int, stop: threading.Event) -> int:
-        if stop.is_set() or (self._duration_ns is not None and self._clock() - self._start_ns >= self._duration_ns):
-            return sent
-        return self._count
+    def due(self, sent: int) -> int:
+        return sent if self.over(sent) else self._count
+
+    def over(self, sent: int) -> bool:
+        if sent == self._count:
+            return True
+        return self._duration_ns is not None and self._clock() - self._start_ns >= self._duration_ns
+
+    def wait(self, sent: int, stop: threading.Event) -> bool:
+        return not (stop.is_set() or self.over(sent))
 
     def scheduled(self, completed: Moments) -> Moments:
         """The first `concurrency` were due at once, and each later one when one more had been answered."""

@@ -44,6 +44,9 @@ class Sender(Protocol):
         Returns which prepared batch each that was sent carries.
         """
 
+    def ready(self) -> bool:
+        """Tell whether there is something to receive, at little cost. May be True without need."""
+
     def receive(self, timeout_s: float) -> Received | None:
         """Return what has come; None after `timeout_s` without anything."""
 
@@ -62,6 +65,9 @@ class QueueSender:
         batch = indexes[0] % len(self._batches)
         self._client.send(indexes[0], self._batches[batch])
         return (batch,)
+
+    def ready(self) -> bool:
+        return True
 
     def receive(self, timeout_s: float) -> Received | None:
         response = self._client.receive(timeout_s)
@@ -87,6 +93,9 @@ class CopyingSender:
         self._client.table.inputs[0][first : first + self._rows].copy_(self._batches[batch])
         self._client.send(_requests(indexes[:1], first, self._rows))
         return (batch,)
+
+    def ready(self) -> bool:
+        return self._client.ready()
 
     def receive(self, timeout_s: float) -> Received | None:
         received = _take(self._client, self._rows, timeout_s)
@@ -121,6 +130,9 @@ class InPlaceSender:
         self._client.send(_requests(indexes[: len(places)], places, self._rows))
         batches: list[int] = (places // self._rows % self._count).tolist()
         return batches
+
+    def ready(self) -> bool:
+        return self._client.ready()
 
     def receive(self, timeout_s: float) -> Received | None:
         received = _take(self._client, self._rows, timeout_s)
