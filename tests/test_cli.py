@@ -1,5 +1,6 @@
 """The commands as a user meets them: bad input, interruptions, and what each prints."""
 
+import json
 import os
 import shutil
 import signal
@@ -324,6 +325,10 @@ def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path, tiny):
     compared = run("compare", "s:original", "s:executor", cwd=tmp_path)
     assert compared.code == 0, compared.err
     assert "one run each" in compared.out
+    told = run("compare", "s:original", "s:executor", "--json", "--bound", "10s", cwd=tmp_path)
+    assert json.loads(told.out)["cells"][0]["quantities"][-1]["name"] == "goodput within 10 s"
+    entry = run("compare", "s:original", "s:executor", "--changelog", cwd=tmp_path)
+    assert entry.out.startswith("### Changed\n\n- `s:executor` against `s:original`: headrace ")
     page = run("findings", "s", cwd=tmp_path)
     assert page.code == 0, page.err
     assert "could not be told" in page.out

@@ -15,7 +15,7 @@ from tests.deployments import TWO, read
         ("[server]\nhtp_port = 1", "headrace.toml: [server] htp_port: there is no such key; did you mean http_port?"),
         (
             "[server]\nxyzzy = 1",
-            "xyzzy: there is no such key; there are: body_timeout, drain_timeout, frontends, ",
+            "xyzzy: there is no such key; there are: allow_host, allow_origin, body_timeout, ",
         ),
         ("[server]\nprecision = 1", "[server] precision: there is no such key; it belongs in [[models]]"),
         ('[[models]]\nsorce = "x"', "[[models]] sorce: there is no such key; did you mean source?"),
@@ -95,7 +95,10 @@ def test_a_file_that_cannot_be_read_is_told_by_its_name(tmp_path, content):
             {"HEADRACE_HTP_PORT": "1"},
             "HEADRACE_HTP_PORT: nothing reads this variable; did you mean HEADRACE_HTTP_PORT?",
         ),
-        ({"HEADRACE_XYZZY": "1"}, "nothing reads this variable; there are: HEADRACE_BODY_TIMEOUT, HEADRACE_BUCKETS,"),
+        (
+            {"HEADRACE_XYZZY": "1"},
+            "nothing reads this variable; there are: HEADRACE_ALLOW_HOST, HEADRACE_ALLOW_ORIGIN,",
+        ),
         ({"HEADRACE_HTTP_PORT": "x"}, "HEADRACE_HTTP_PORT=x: must be a whole number, 0 to 65535"),
         ({"HEADRACE_HTTP_PORT": ""}, "HEADRACE_HTTP_PORT=: must be a whole number, 0 to 65535"),
         ({"HEADRACE_COMPILE": "maybe"}, "HEADRACE_COMPILE=maybe: must be true or false"),

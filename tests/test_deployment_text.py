@@ -30,6 +30,9 @@ def value_of(described):
         "buckets": st.lists(st.integers(1, 65536), min_size=1, max_size=5, unique=True).map(sorted),
         "versions": st.sampled_from([("latest",), ("all",), ("2", "10")]).map(list),
         "queue_rows": st.integers(65536, 1 << 62),  # room for any batch
+        "allow_origin": st.sampled_from([["*"], ["http://a.test:3000", "tauri://localhost"]]),
+        "trace_endpoint": st.sampled_from(["http://127.0.0.1:4318", "https://collector.lan/otlp"]),
+        "allow_host": st.sampled_from([["gpu.lan"], ["gpu.lan", "fd00::1"]]),
     }
     if described.field in special:
         return special[described.field]
@@ -84,6 +87,8 @@ def three_sources(draw):
 
 
 def text(value):
+    if isinstance(value, list):
+        return ",".join(map(text, value))
     return repr(value) if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -176,15 +176,17 @@ def test_a_newer_version_is_for_those_who_named_none(supervisor, path):
         LENGTH.pack(2) + b"[]",
         LENGTH.pack(13) + b'{"model": 12}',
         LENGTH.pack(11) + b'{"what": 1}',
+        LENGTH.pack(14) + b'{"model": "\xff"}',
         encode(Ask(model="m")) + b"more",
     ],
-    ids=["too long", "no object", "wrong type", "unknown field", "more than a question"],
+    ids=["too long", "no object", "wrong type", "unknown field", "no UTF-8", "more than a question"],
 )
-def test_what_is_no_question_ends_the_connection(supervisor, path, said):
+def test_what_is_no_question_ends_the_connection_and_nobody_elses(supervisor, path, said):
     supervisor.offer()
     with connect(path) as connection:
         connection.sendall(said)
         assert connection.recv(1) == b""
+    ask_for_ring((path,), Ask(model="m")).close()
 
 
 def test_a_client_that_says_nothing_holds_up_nobody_and_is_sent_away(supervisor, path):

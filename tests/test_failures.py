@@ -136,7 +136,7 @@ both = pytest.mark.parametrize("way", WAYS, ids=["HTTP", "gRPC"])
 
 
 def head_of(body_bytes):
-    return f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {body_bytes}\r\n\r\n".encode()
+    return f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {body_bytes}\r\n\r\n".encode()
 
 
 def connect(server):

@@ -162,7 +162,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(small_server):
 def test_a_body_that_does_not_come_is_given_up(small_server):
     host, port = small_server.address.split(":")
     with socket.create_connection((host, int(port)), WAIT_S) as connection:
-        connection.sendall(b"POST /v2/models/served/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /v2/models/served/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         answer = connection.recv(1000)
     assert answer.startswith(b"HTTP/1.1 408")
     assert small_server.infer([1, 1, 1, 1])[0] == 200

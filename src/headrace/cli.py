@@ -15,19 +15,20 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, deployment_text, limits_options, options, serve_options
-from headrace.bench import columns, limits_run, limits_tables, present, run
+from headrace import __version__, deployment_text, limits_options, options, serve_options, target_options
+from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
+from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
-from headrace.frontend_job import access_settings
+from headrace.frontend_job import access_settings, tracing_settings
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
-from headrace.study import compare
+from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
 from headrace.study.finished import load_runs, missing_runs, write_atomically
@@ -36,6 +37,9 @@ from headrace.study.sweep import run_sweep
 from headrace.study.tables import write_tables
 from headrace.study.verdict import THRESHOLD
 from headrace.supervisor import Supervisor
+from headrace.target import calibrate, live, null_server
+from headrace.target.law import parse_law
+from headrace.target.run import Files, run_target
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
@@ -119,10 +123,18 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_load_options(parser)
     options.add_output_options(parser)
-    parser.set_defaults(command=_bench)
+    target_options.add_target_options(parser)
+    usual = {name: parser.get_default(name) for name in ("model", "batch_size")}
+    parser.set_defaults(command=_bench, of_designs=usual, **dict.fromkeys(usual))  # with --url there is no usual one
 
 
 def _bench(args: argparse.Namespace, screen: Screen) -> None:
+    if args.url is not None:
+        _bench_target(args, screen)
+        return
+    for name, usual in args.of_designs.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
     config = options.run_config(args)
     csv = CsvLog(args.output_file, columns.COLUMNS) if args.output_file else None
     if csv:
@@ -140,6 +152,62 @@ def _bench(args: argparse.Namespace, screen: Screen) -> None:
         csv.append(columns.row(summary))
     show(summary, output_dir, screen, as_json=args.json)
     run.raise_for(summary)
+
+
+def _bench_target(args: argparse.Namespace, screen: Screen) -> None:
+    config = target_options.target_run_config(args)
+    output_dir = args.output_dir or options.default_output_dir(config.experiment.replace("/", "-"))
+    files = Files(output_dir=output_dir, overwrite=args.overwrite, calibration=args.calibration)
+    csv = CsvLog(args.output_file, columns.COLUMNS) if args.output_file else None
+    if csv:
+        csv.prepare()
+    with live.LiveWatcher(screen.err) as watcher:
+        summary = run_target(config, files, ("headrace", *sys.argv[1:]), watcher).summary
+    if csv and summary.error is None:
+        csv.append(columns.row(summary))
+    if args.json:
+        sys.stdout.write(encode(summary).decode())
+    else:
+        screen.out.print(live.target_table(summary))
+        for mark in summary.marks:
+            screen.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
+        for note in summary.notes:
+            screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet)", highlight=False, markup=False)
+    run.raise_for(summary)
+
+
+def _add_null_server(parser: argparse.ArgumentParser) -> None:
+    target_options.add_null_server_options(parser)
+    parser.set_defaults(command=_null_server)
+
+
+def _null_server(args: argparse.Namespace, screen: Screen) -> None:
+    law = parse_law(args.law)
+    listener = null_server.listen(args.host, args.port)
+    host, port = listener.getsockname()[:2]
+    screen.tell(f"ready: http://{host}:{port}/, model null, law {args.law}; log at {null_server.LOG_PATH}")
+    null_server.NullServer(law, listener).serve()
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    target_options.add_calibrate_options(parser)
+    parser.set_defaults(command=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace, screen: Screen) -> None:
+    with live.LiveWatcher(screen.err) as watcher:
+        made = calibrate.calibrate(args.generators, args.duration, watcher)
+    path = args.output or calibration.default_path(made.machine)
+    calibration.save(made, path)
+    if made.warning is not None:
+        screen.tell(f"note: {made.warning}")
+    if args.json:
+        sys.stdout.write(encode(made).decode())
+        return
+    for table in live.calibration_tables(made):
+        screen.out.print(table)
+    screen.out.print(f"file: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def measure(config: RunConfig, files: run.RunFiles, screen: Screen) -> RunSummary:
@@ -194,8 +262,8 @@ def _tables(args: argparse.Namespace, screen: Screen) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    form = "folder of a run or a sweep; FOLDER:EXPERIMENT takes one experiment, as results/sweep:2_predict_workers"
-    parser.add_argument("base", metavar="BASE", help=form)
+    kinds = "folder of a run or a sweep; FOLDER:EXPERIMENT takes one experiment, as results/sweep:2_predict_workers"
+    parser.add_argument("base", metavar="BASE", help=kinds)
     parser.add_argument("candidate", metavar="CANDIDATE", help="likewise")
     parser.add_argument(
         "--threshold",
@@ -203,14 +271,30 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         default=THRESHOLD,
         help="smallest ratio that matters (default: 0.02)",
     )
+    parser.add_argument(
+        "--bound",
+        type=options.seconds,
+        metavar="TIME",
+        help="compare goodput too: samples answered within it, as 20ms, per second (default: the runs' own, if any)",
+    )
     parser.add_argument("--allow-unlike", action="store_true", help="compare although more than the design differs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--changelog", action="store_true", help="print an entry for a changelog (Keep a Changelog)")
     parser.set_defaults(command=_compare)
 
 
 def _compare(args: argparse.Namespace, screen: Screen) -> None:
     base, candidate = (compare.load_side(compare.parse_selection(text)) for text in (args.base, args.candidate))
-    result = compare.compare(base, candidate, threshold=args.threshold, allow_unlike=args.allow_unlike)
-    _print_page(compare.render_markdown(result), screen)
+    result = compare.compare(
+        base, candidate, threshold=args.threshold, bound_s=args.bound, allow_unlike=args.allow_unlike
+    )
+    if args.json:
+        sys.stdout.write(compare_report.render_json(result))
+    elif args.changelog:
+        sys.stdout.write(compare_page.render_changelog(result))
+    else:
+        _print_page(compare_page.render_markdown(result), screen)
 
 
 def _add_findings(parser: argparse.ArgumentParser) -> None:
@@ -274,6 +358,9 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
         screen.tell(note)
     config = deployment.config()
     require_usable(access_settings(config))
+    traced = tracing_settings(config)
+    if traced is not None:
+        tracing.require_usable(traced)
     Supervisor(config, screen.tell).run()
 
 
@@ -386,7 +473,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         _add_config,
         "print the server that file, environment and options describe, and where each value is from",
     ),
-    "bench": (_add_bench, "measure one design once"),
+    "bench": (_add_bench, "measure one design, or any server by its URL, once"),
+    "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
+    "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),
     "sweep": (
         _add_sweep,
         "measure many combinations, each in fresh processes, interleaved; goes on where it stopped",

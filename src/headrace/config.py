@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from headrace.addresses import require_host, require_origin, require_traces_url
 from headrace.errors import InvalidOption
 from headrace.option_fields import check_options, option
 
@@ -219,23 +220,54 @@ class LoadConfig:
 class TargetConfig:
     """A server to measure, in place of a design of ours."""
 
-    url: str  # http://HOST:PORT, https://, grpc://HOST:PORT, or null://LAW (see bench.null_target)
+    url: str  # http://HOST:PORT, grpc://HOST:PORT, or null://LAW (see target.law)
     model: str = ""  # its name there
     version: str | None = None  # None: which the server chooses
     generators: int = 1  # processes that send
+    label: str = ""  # the run's row in tables; "": made of scheme and model
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of inputs whose shape the server leaves open
+    int_range: tuple[int, int] = (0, 99)  # smallest and largest of random whole numbers
+    distinct: int = 16  # different payloads, sent in turn
+    same_input: bool = False  # send one payload only: beside a run of different ones, that shows a cache
+    input_file: Path | None = None  # .npz: an array [distinct, *shape] by input, in place of random numbers
+    reference: Path | None = None  # .npz: an array [distinct, *shape] by output, the right answers
+    check_model: str | None = None  # file.py:callable whose eager answers are the right ones
+    tolerance: float | None = None  # largest relative L2 error of a right row; None: by datatype
+    connections: int = 1024  # of all generators together, at most
+    request_timeout_s: float = 60.0  # a request that takes longer is unanswered
 
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
 
     def validate(self) -> None:
-        schemes = ("http", "https", "grpc", "null")
+        schemes = ("http", "grpc", "null")
         require(
             self.scheme in schemes and "://" in self.url,
             f"--url {self.url}: must begin with one of {', '.join(f'{name}://' for name in schemes)}",
         )
         require(bool(self.model) or self.scheme == "null", f"--url {self.url}: which model? add --model NAME")
         require(1 <= self.generators <= 64, f"--generators {self.generators}: must be 1 to 64")
+        require(1 <= self.distinct <= 65536, f"--distinct {self.distinct}: must be 1 to 65536")
+        require(
+            self.connections >= self.generators,
+            f"--connections {self.connections}: each of the {self.generators} generators needs at least one",
+        )
+        require(self.request_timeout_s > 0, f"--request-timeout {self.request_timeout_s}: must be above 0 s")
+        require(
+            self.int_range[0] <= self.int_range[1],
+            f"--int-range {self.int_range[0]} {self.int_range[1]}: the smaller comes first",
+        )
+        require(
+            self.reference is None or self.check_model is None,
+            "--reference and --check-model both say what is right; give one",
+        )
+        require(self.tolerance is None or self.tolerance >= 0, f"--tolerance {self.tolerance}: cannot be negative")
+
+    @property
+    def experiment(self) -> str:
+        """The name of this run's row in tables."""
+        return self.label or f"{self.scheme}-{self.model or 'null'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +321,8 @@ class RunConfig:
         )
         self.load.validate()
         self.transport.validate()
+        if self.target is not None:
+            self.target.validate()
         require(
             self.transport.name == "queue" or (self.load.concurrency or 0) <= self.transport.ring_slots,
             f"--concurrency {self.load.concurrency}: more than the ring holds, {self.transport.ring_slots}; raise"
@@ -319,6 +353,8 @@ class RunConfig:
     @property
     def experiment(self) -> str:
         """The name of this run's row in tables: the published one, with the transport where it is not."""
+        if self.target is not None:
+            return self.target.experiment
         suffix = "" if self.transport.name == "queue" else f"-{self.transport.name}"
         if self.transport.client == "zero-copy":
             suffix += "-zero-copy"
@@ -425,6 +461,34 @@ class ServeConfig:
     tls_client_ca: Path | None = option(
         None, "let in only clients with a certificate that this signed, PEM", metavar="FILE", group="connections"
     )
+    allow_origin: tuple[str, ...] | None = option(
+        None,
+        "web pages that are let in, as SCHEME://HOST:PORT; * for all",
+        metavar="ORIGIN",
+        computed="only the server's own",
+        group="connections",
+    )
+    allow_host: tuple[str, ...] | None = option(
+        None,
+        "other names by which clients ask for the server; once any is given, the rest is refused on every address",
+        metavar="NAME",
+        computed="on this machine only, its own; elsewhere any",
+        group="connections",
+    )
+    trace_endpoint: str | None = option(
+        None,
+        "send traces of requests to a collector that speaks OTLP over HTTP, as http://127.0.0.1:4318",
+        metavar="URL",
+        computed="nothing is traced",
+        group="traces",
+    )
+    trace_ratio: float = option(
+        0.01,
+        "of requests whose callers do not say whether to trace them",
+        limits=(0, 1),
+        metavar="SHARE",
+        group="traces",
+    )
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
     @property
@@ -461,6 +525,12 @@ class ServeConfig:
         self._validate_connections()
 
     def _validate_connections(self) -> None:
+        for origin in self.allow_origin or ():
+            require_origin(origin)
+        for host in self.allow_host or ():
+            require_host(host)
+        if self.trace_endpoint is not None:
+            require_traces_url(self.trace_endpoint)
         require((self.tls_cert is None) == (self.tls_key is None), "--tls-cert and --tls-key: give both or neither")
         require(
             self.tls_client_ca is None or self.tls_cert is not None,

@@ -116,6 +116,14 @@ class Listening:
     """From a frontend: connections are accepted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """From a frontend: something that the server's owner is to be told, once for all frontends that say it."""
+
+    topic: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionSpec:
     """A part of shared memory that a client made, and the name by which its requests mean it."""

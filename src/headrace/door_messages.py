@@ -104,7 +104,7 @@ def decode_ask(body: bytes) -> Ask:
     """Raises TransportFailed for anything else."""
     try:
         return _asked(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransportFailed(f"no message that the ring's socket knows: {error}") from error
 
 
@@ -112,7 +112,7 @@ def decode_answer(body: bytes) -> Answer:
     """Raises TransportFailed for anything else."""
     try:
         return _answered(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransportFailed(f"no message that the ring's socket knows: {error}") from error
 
 

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.addresses import own_hosts
 from headrace.control import RegionSpec
 from headrace.transport.pair import DupFdHolder
 
@@ -34,6 +35,16 @@ class AccessSettings:
     tls_cert: Path | None = None  # PEM, as are the others
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # clients must show a certificate that it signed
+    hosts: tuple[str, ...] | None = None  # by which HTTP requests may ask for the server; None: by any
+    origins: tuple[str, ...] = ()  # whose web pages are let in beside the server's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Where traces go, and of how many requests."""
+
+    endpoint: str  # base URL of a collector that speaks OTLP over HTTP
+    ratio: float  # of requests whose callers do not say whether they are sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,7 @@ class FrontendJob:
     grpc_address: tuple[str, int] | None = None  # on which all frontends listen; None: no gRPC
     system_shared_memory: bool = False  # clients may name regions
     regions: tuple[RegionSpec, ...] = ()  # that clients have registered already
+    tracing: TracingSettings | None = None  # None: no request is traced
 
 
 def http_settings(config: ServeConfig) -> HttpSettings:
@@ -71,4 +83,12 @@ def access_settings(config: ServeConfig) -> AccessSettings:
         tls_cert=config.tls_cert,
         tls_key=config.tls_key,
         tls_client_ca=config.tls_client_ca,
+        hosts=own_hosts(config.host, config.allow_host or ()),
+        origins=config.allow_origin or (),
     )
+
+
+def tracing_settings(config: ServeConfig) -> TracingSettings | None:
+    if config.trace_endpoint is None:
+        return None
+    return TracingSettings(endpoint=config.trace_endpoint, ratio=config.trace_ratio)

@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_TOP_PAD, 16 << 20)):
             mallopt(parameter, value)
+
+
+def allow_open_files() -> None:
+    """Let this process open as many files as the system lets it; the usual limit is 1024, for old uses of select(2).
+
+    Each connection is a file: without this a frontend would meet the limit before its own, and keep clients waiting
+    where it should refuse them.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def describe(error: BaseException) -> str:

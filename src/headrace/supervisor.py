@@ -28,6 +28,7 @@ from headrace.control import (
     Connect,
     Listening,
     Models,
+    Notice,
     RegionsChanged,
     Retire,
     Retired,
@@ -38,7 +39,7 @@ from headrace.control import (
 from headrace.door import Door, DoorLimits, open_door
 from headrace.errors import HeadraceError, InvalidOption, NotReady
 from headrace.frontend.board import Board, make_board
-from headrace.frontend_job import FrontendJob, access_settings, http_settings
+from headrace.frontend_job import FrontendJob, access_settings, http_settings, tracing_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
 from headrace.ports import reserve_port
 from headrace.processes import ChildFailed
@@ -48,7 +49,7 @@ from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 
 KILL_AFTER_S = 5.0  # beyond the drain limit
-BACKLOG = 1024
+BACKLOG = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +93,7 @@ class Supervisor:
         self._backends: dict[int, _Backend] = {}
         self._frontends = [_Frontend() for _ in range(config.frontends)]
         self._has_told = False
+        self._noticed: set[str] = set()  # topics
         self._regions = RegionChanges()
         self._grpc: socket.socket | None = None  # holds the port on which the frontends listen
 
@@ -157,6 +159,7 @@ class Supervisor:
             grpc_address=self._grpc_address(),
             system_shared_memory=self._config.system_shared_memory,
             regions=tuple(self._regions.regions.values()),
+            tracing=tracing_settings(self._config),
         )
 
     def _grpc_address(self) -> tuple[str, int] | None:
@@ -224,6 +227,9 @@ class Supervisor:
             self._regions.made(child, word)
         elif isinstance(word, Change):
             self._lifecycle.change(word.verb, word.name, Asked(number, word.number))
+        elif isinstance(word, Notice) and word.topic not in self._noticed:
+            self._noticed.add(word.topic)
+            self._tell(word.text)
 
     def _look_at_backend(self, number: int, backend: _Backend, ready: set[object]) -> None:
         child = backend.child

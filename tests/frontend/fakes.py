@@ -32,6 +32,10 @@ class FakeCall:
     def output(self, number):
         return self.input(number)  # outputs are the inputs
 
+    @property
+    def free_share(self):
+        return self._link.free_share
+
     async def answer(self):
         self._link.asked.append(self)
         if self._link.gate is not None:

@@ -193,7 +193,7 @@ def test_stamps_out_of_order_take_the_run_out(tmp_path):
     of = made.records()
     of["computed_ns"][5] = of["started_ns"][5] - 1
     made.write_run(tmp_path / "run", of, made.summary(of, made.options()))
-    assert "stage &#x27;compute&#x27; ends before it begins in 1 requests" in page.render(build([tmp_path]))
+    assert "1 requests have computed_ns before the stage in front of it" in page.render(build([tmp_path]))
 
 
 def test_runs_of_unlike_machines_are_never_in_one_table(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -9,9 +10,13 @@ from scipy.stats import ttest_ind, ttest_ind_from_stats
 
 from headrace.errors import IncomparableRuns, InvalidOption, OutputError
 from headrace.study import quantities
-from headrace.study.compare import Selection, Side, compare, load_side, parse_selection, render_markdown
+from headrace.study.compare import Selection, Side, compare, load_side, parse_selection
+from headrace.study.compare_page import render_changelog, render_markdown
+from headrace.study.compare_report import render_json
 from headrace.study.finished import RUNS
+from headrace.study.intervals import Runs
 from headrace.study.quantities import AVERAGE, GPU_UTILIZATION, P99, THROUGHPUT
+from headrace.study.samples import MeasuredRun
 from headrace.study.verdict import percent, signed_percent, verdict
 from headrace.study.welch import Moments, p_value, ratio_interval
 from tests.study.summaries import GPU, metrics, summary, throughputs, write_run
@@ -88,14 +93,22 @@ def test_p_without_any_spread(other, expected):
             THROUGHPUT,
             FIVE,
             times(1.01),
-            "no evidence of a difference (-1.3 to +3.4 %; 95 %, 5 and 5 runs)",
-            id="the interval holds 1",
+            "no evidence of a difference (-1.3 to +3.4 %; 95 %, 5 and 5 runs); underpowered: 2 more runs (up to 9) of"
+            " each side to tell 2 %",
+            id="the interval holds 1, and is too wide",
+        ),
+        pytest.param(
+            THROUGHPUT,
+            (99.0, 100.0, 101.0, 100.0, 100.0),
+            (100.0, 101.0, 102.0, 101.0, 101.0),
+            "no evidence of a difference (-0.03 to +2 %; 95 %, 5 and 5 runs)",
+            id="the interval holds 1, and more runs would tell nothing that matters",
         ),
         pytest.param(
             THROUGHPUT,
             (100.0, 100.1, 100.2, 100.1, 100.0),
             (101.0, 101.1, 101.2, 101.1, 101.0),
-            "no difference that matters (within 2 %; 95 %, 5 and 5 runs)",
+            "same within 2 % (95 %, 5 and 5 runs)",
             id="a difference too small to matter",
         ),
         pytest.param(
@@ -110,7 +123,8 @@ def test_p_without_any_spread(other, expected):
             (1.0, 100.0),
             (2.0, 80.0),
             "no evidence of a difference (the interval is wider than a factor of 10, so nearly nothing is"
-            " known; 95 %, 2 and 2 runs); few runs: treat as a hint",
+            " known; 95 %, 2 and 2 runs); underpowered: more than 200 more runs of each side to tell 2 %; few runs:"
+            " treat as a hint",
             id="hardly an interval",
         ),
         pytest.param(
@@ -141,11 +155,38 @@ def test_p_without_any_spread(other, expected):
     ],
 )
 def test_verdicts_in_words(quantity, base, candidate, words):
-    assert verdict(quantity, base, candidate).verdict == words
+    assert verdict(quantity, Runs(values=base), Runs(values=candidate)).verdict == words
 
 
 def test_a_wider_threshold_makes_more_differences_not_matter():
-    assert verdict(THROUGHPUT, FIVE, times(1.1), threshold=0.2).verdict.startswith("no difference that matters")
+    compared = verdict(THROUGHPUT, Runs(values=FIVE), Runs(values=times(1.1)), threshold=0.2)
+    assert compared.verdict == "same within 20 % (95 %, 5 and 5 runs)"
+
+
+def test_a_base_that_differs_from_itself_voids_the_comparison():
+    drifting = Runs(values=(100.0, 90.0, 101.0, 91.0, 100.5, 90.5))
+    compared = verdict(THROUGHPUT, drifting, Runs(values=times(2)))
+    assert compared.void
+    assert compared.verdict == "void: base differs from itself (-11 to -8.9 % between every other run and the rest)"
+
+
+def test_a_base_differs_from_itself_in_the_order_of_blocks():
+    values, repeats = (100.0, 101.0, 100.5, 90.0, 91.0, 90.5), (0, 2, 4, 1, 3, 5)
+    assert verdict(THROUGHPUT, Runs(values=values, repeats=repeats), Runs(values=times(2))).void
+    assert not verdict(THROUGHPUT, Runs(values=values), Runs(values=times(2))).void
+
+
+def test_three_runs_are_not_set_against_themselves():
+    compared = verdict(THROUGHPUT, Runs(values=FIVE[:3]), Runs(values=times(2)))
+    assert (compared.itself, compared.void) == (None, False)
+
+
+def test_runs_whose_spread_is_their_own_should_be_longer():
+    noisy = Runs(values=FIVE, own_variance=1.0)
+    words = verdict(AVERAGE, noisy, replace(noisy, values=times(1.01))).verdict
+    assert "underpowered: 2 more runs (up to 9) of each side, or longer ones, to tell 2 %" in words
+    calm = Runs(values=FIVE, own_variance=1e-9)
+    assert "longer" not in verdict(AVERAGE, calm, replace(calm, values=times(1.01))).verdict
 
 
 @pytest.mark.parametrize(
@@ -200,7 +241,7 @@ def test_a_side_is_read_and_restricted(tmp_path):
     for name, workers in (("a", 1), ("b", 2), ("c", 2)):
         write_run(tmp_path / RUNS / name, summary(design="h2d_d2h_threads", workers=workers))
     side = load_side(Selection(path=tmp_path, experiment="2_predict_workers"))
-    assert [run.experiment for run in side.runs] == ["2_predict_workers"] * 2
+    assert [run.experiment for run in side.summaries] == ["2_predict_workers"] * 2
     with pytest.raises(InvalidOption, match="no run of original; it has h2d_d2h_threads, 2_predict_workers"):
         load_side(Selection(path=tmp_path, experiment="original"))
     with pytest.raises(OutputError, match="no finished run"):
@@ -208,7 +249,8 @@ def test_a_side_is_read_and_restricted(tmp_path):
 
 
 def side(label, *runs):
-    return Side(label=label, runs=runs)
+    """A side whose runs kept records that say what the summaries say."""
+    return Side(label=label, runs=tuple(MeasuredRun(summary=run, has_records=True) for run in runs))
 
 
 BASE = side("base", *throughputs(FIVE, summary()))
@@ -216,10 +258,10 @@ CANDIDATE = side("candidate", *throughputs(times(1.1), summary(design="h2d_d2h_t
 
 
 def test_two_designs_are_compared_cell_by_cell():
-    base = side("base", *BASE.runs, *throughputs(FIVE, summary(batch_size=256)))
+    base = side("base", *BASE.summaries, *throughputs(FIVE, summary(batch_size=256)))
     comparison = compare(base, CANDIDATE)
     (cell,) = comparison.cells
-    words = {row.quantity.name: row.verdict for row in cell.rows}
+    words = {row.compared.quantity.name: row.compared.verdict for row in cell.rows}
     assert cell.key.batch_size == 32
     assert words["throughput"].startswith("faster by")
     assert list(words) == [
@@ -236,7 +278,8 @@ def test_two_designs_are_compared_cell_by_cell():
 def test_the_page_says_all_that_a_reader_must_know():
     text = render_markdown(compare(BASE, CANDIDATE))
     assert "## batch size 32, no compile" in text
-    assert "| throughput (samples/s) | 5 and 5 | 100.000 | 110.000 | 1.100 (1.075 to 1.126) | faster by" in text
+    row = "| throughput (samples/s) | 5 and 5 | 100.000 | 110.000 | 1.100 (1.075 to 1.126) | 1.000 (0.952 to 1.051) |"
+    assert f"{row} faster by" in text
     assert "5 intervals were computed. At 95 %, about 1 in 20" in text
     assert "| SM activity" not in text
 
@@ -255,7 +298,7 @@ def test_sweeps_are_matched_by_experiment():
 
 
 def test_one_experiment_against_several_is_ambiguous():
-    several = side("several", *BASE.runs, *CANDIDATE.runs)
+    several = side("several", *BASE.summaries, *CANDIDATE.summaries)
     with pytest.raises(IncomparableRuns, match=r"base holds one experiment \(original\).*PATH:EXPERIMENT"):
         compare(BASE, several)
 
@@ -268,13 +311,13 @@ def test_no_cell_in_common_is_refused():
 
 def test_failed_and_wrong_runs_are_told_and_not_averaged_in():
     wrong = summary(numbers=metrics(throughput=None, wrong=3), error="3 answers were wrong")
-    base = side("base", *BASE.runs, summary(error="broke"), wrong, wrong)
+    base = side("base", *BASE.summaries, summary(error="broke"), wrong, wrong)
     comparison = compare(base, CANDIDATE)
     assert comparison.warnings == (
         "base: 1 of 8 runs failed; not averaged in",
         "base: 2 of 8 runs had wrong answers; not averaged in",
     )
-    assert {len(row.base) for row in comparison.cells[0].rows} == {5}
+    assert {len(row.compared.base.values) for row in comparison.cells[0].rows} == {5}
 
 
 def test_a_side_without_a_good_run_is_refused():
@@ -283,7 +326,7 @@ def test_a_side_without_a_good_run_is_refused():
 
 
 def unlike_candidate():
-    run = CANDIDATE.runs[0]
+    run = CANDIDATE.summaries[0]
     load = replace(run.options.load, num_iters=50)
     model = replace(run.options.model, precision="float32")
     options = replace(run.options, load=load, model=model)
@@ -313,3 +356,36 @@ def test_every_compared_quantity_can_be_read():
     assert [quantity.values([run]) for quantity in quantities.COMPARED] == [
         *((5.0,), (2.0,), (pytest.approx(3.6),), (1000.0,), (40.0,), (20.0,))
     ]
+
+
+def test_the_json_says_what_the_page_says():
+    read = json.loads(render_json(compare(BASE, CANDIDATE)))
+    (cell,) = read["cells"]
+    throughput = next(row for row in cell["quantities"] if row["name"] == "throughput")
+    assert (cell["batch_size"], cell["compile"], cell["experiment"]) == (32, False, None)
+    assert throughput["ratio"] == {
+        "ratio": pytest.approx(1.1),
+        "low": pytest.approx(1.075, abs=1e-3),
+        "high": pytest.approx(1.126, abs=1e-3),
+    }
+    assert (throughput["base_runs"], throughput["void"], throughput["underpowered"]) == ([*FIVE], False, False)
+    assert throughput["verdict"].startswith("faster by")
+    assert read["changed_options"] == [
+        "design.name: original -> h2d_d2h_threads",
+        "design.num_workers: 1 -> 2",
+        "load.warmup_iters: 2 -> 4",
+    ]
+
+
+def test_the_changelog_entry_says_what_changed_and_what_happened():
+    other = replace(GPU, git_revision="1234567890abcdef")
+    after = [replace(run, environment=other) for run in CANDIDATE.summaries]
+    lines = render_changelog(compare(BASE, side("after", *after))).splitlines()
+    assert lines[0] == "### Changed"
+    assert lines[2].startswith(
+        "- `after` against `base`: headrace 0.1.0 abcdef0123 -> 0.1.0 1234567890; design.name: original ->"
+        " h2d_d2h_threads; design.num_workers: 1 -> 2; "
+    )
+    assert "Test GPU (driver 580.1)" in lines[3]
+    assert lines[4].startswith("  - batch size 32, no compile: warm-up latency ")
+    assert "throughput 100.000 -> 110.000 samples/s, ratio 1.100 (1.075 to 1.126): faster by 7.5 to 13 %" in lines[4]

@@ -107,7 +107,9 @@ def region(byte_size, region="r", **parameters):
         (request(shape=[-1, 2]), "rows at least 1"),
         (request(data=[1]), "has 1 values; shape"),
         (request(data=[[1, 2], [3]]), "no regular array"),
-        (request(data=["a", "b"]), "values that are no FP32"),
+        (request(data=["a", "b"]), r"got `str` - at `\$.inputs\[0\].data\[0\]`"),
+        (request(data=[10**40, 1]), "values that are no FP32"),
+        (request(shape=[2**31, 2]), "more than 2147483647 rows; split the request"),
         (request(data=None), "has no data; send one of data, binary_data_size and shared_memory_region"),
         (request(parameters={"binary_data_size": 8}), "has binary_data_size and data; send one of"),
         (request(data=None, parameters={"binary_data_size": 8}), "0 are left in the body"),
@@ -134,6 +136,30 @@ def test_what_is_wrong_is_refused_and_named(body, message):
     data = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
     with pytest.raises(InvalidRequest, match=message):
         v2.decode(data, 0, IMAGE, IMAGE)
+
+
+HUGE = b"9" * 4300  # digits: Python reads so many, and writes no number of more
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        b'"parameters": {"binary_data_size": 8}',
+        b'"parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}',
+        b'"data": [1, 2]',
+    ],
+    ids=["binary", "region", "JSON"],
+)
+def test_a_number_of_rows_that_python_could_not_write_is_refused(where):
+    data = b'{"inputs": [{"name": "x", "shape": [%b, 2], "datatype": "FP32", %b}]}' % (HUGE, where)
+    with pytest.raises(InvalidRequest, match="more than 2147483647 rows"):
+        v2.decode(data, 8, IMAGE, IMAGE)
+
+
+def test_a_long_string_among_numbers_costs_no_memory_for_each_of_them():
+    data = request(data=["x" * 100_000, *[1] * 100_000])  # in an array of strings each takes the longest one's 400 KB
+    with pytest.raises(InvalidRequest, match="got `str`"):
+        v2.decode(msgspec.json.encode(data), 0, IMAGE, IMAGE)
 
 
 @pytest.mark.parametrize(

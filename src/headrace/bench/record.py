@@ -53,10 +53,15 @@ def measured(records: Records) -> Records:
 
 def write_records(records: Records, path: Path) -> None:
     """Write Parquet (zstd), phases and statuses as words."""
+    pq.write_table(as_table(records), path, compression="zstd")
+
+
+def as_table(records: Records) -> pa.Table:
+    """Return records as Parquet holds them."""
     columns: dict[str, pa.Array] = {name: pa.array(records[name]) for name in RECORD_DTYPE.names or ()}
     for name, words in (("phase", PHASES), ("status", STATUSES)):
         columns[name] = pa.DictionaryArray.from_arrays(columns[name], pa.array(words))
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    return pa.table(columns)
 
 
 def read_records(path: Path) -> Records:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.bench.calibration import Calibration
 from headrace.bench.stats import Metrics
 from headrace.config import RunConfig
 from headrace.errors import OutputError
@@ -146,6 +147,21 @@ class Efficiency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetFacts:
+    """Of a run against a server that was named by its URL."""
+
+    inputs: dict[str, str]  # what a request carried: "float32 [1, 3, 224, 224]" by name
+    payload_bytes: float  # of a request's body, mean
+    payloads: int  # different ones
+    compared_with: str  # what the answers had to be
+    connections: int  # most at once, of all generators
+    client_cpu_share: tuple[float, ...]  # of a core, by generator, while it sent
+    server_success: int | None = None  # what the server counted meanwhile; None where it does not say
+    server_fail: int | None = None
+    repeated_speed: float | None = None  # a payload's first answer over its second, in time; what 9 of 10 exceed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     schema_version: int
     experiment: str  # row name in the published tables
@@ -161,6 +177,9 @@ class RunSummary:
     torch: TorchFacts | None
     limits: Limits | None = None
     efficiency: Efficiency | None = None
+    target: TargetFacts | None = None
+    calibration: Calibration | None = None  # of the machine that a URL was measured from
+    marks: tuple[str, ...] = ()  # why numbers must not be taken as they are: overload, a late or a limiting client
     notes: tuple[str, ...] = ()  # what a reader must know: limits that applied, random weights, profiling
     error: str | None = None  # why the run does not count
 

@@ -80,7 +80,7 @@ class HttpTransport:
         body = (await self._ask(_path(model, sent.version), sent)).body
         try:
             return msgspec.json.decode(body, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise TransportFailed(f"the server's answer is no model metadata: {error}") from error
 
     async def is_ready(self, sent: Sent) -> bool:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -22,6 +23,7 @@ from headrace.errors import HeadraceError, NotOffered, NotReady, UnknownModel
 from headrace.frontend import service as meaning
 from headrace.frontend.regions import NO_CUDA_MEMORY
 from headrace.frontend.service import InferOptions
+from headrace.frontend.tracing import rpc_outcome
 from headrace.wire.grpc import codec
 from headrace.wire.grpc import inference_pb2 as pb
 from headrace.wire.places import RegionPlace
@@ -31,9 +33,17 @@ if TYPE_CHECKING:
     from headrace.frontend.link import Call
     from headrace.frontend.regions import SharedRegions
     from headrace.frontend.service import Service
+    from headrace.frontend.spans import Tracer
+    from headrace.frontend.tracing import Trace
 
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
+
+    class InferCall(Protocol):
+        """An infer call; `trace`, where it is sampled, is told of its error and its stages."""
+
+        async def __call__(self, message: bytes, context: Context, trace: Trace | None = None, /) -> bytes: ...
+
 
 SERVICE = "inference.GRPCInferenceService"
 RETRY_AFTER_S = 1
@@ -50,9 +60,11 @@ Told = TypeVar("Told", bound=Message)
 class Calls:
     """What each of the protocol's calls does."""
 
-    def __init__(self, service: Service, regions: SharedRegions) -> None:
+    def __init__(self, service: Service, regions: SharedRegions, tracer: Tracer | None = None) -> None:
         self._service = service
         self._regions = regions
+        self._infer_unary = _traced(tracer, "ModelInfer", self._model_infer)
+        self._infer_of_stream = _traced(tracer, "ModelStreamInfer", self._stream_infer)
         self._readers: set[asyncio.Task[None]] = set()  # of streams
         self._stopping = False
 
@@ -70,7 +82,7 @@ class Calls:
             "ModelReady": _unary(pb.ModelReadyRequest, self._model_ready),
             "ServerMetadata": _unary(pb.ServerMetadataRequest, self._server_metadata),
             "ModelMetadata": _unary(pb.ModelMetadataRequest, self._model_metadata),
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer_unary),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
             "ModelConfig": _unary(pb.ModelConfigRequest, self._model_config),
             "ModelStatistics": _unary(pb.ModelStatisticsRequest, self._model_statistics),
@@ -161,10 +173,11 @@ class Calls:
     async def _cuda_unregister(self, _: pb.CudaSharedMemoryUnregisterRequest) -> pb.CudaSharedMemoryUnregisterResponse:
         return pb.CudaSharedMemoryUnregisterResponse()  # perf_analyzer begins with it, whatever there is
 
-    async def _model_infer(self, message: bytes, context: Context) -> bytes:
+    async def _model_infer(self, message: bytes, context: Context, trace: Trace | None = None) -> bytes:
         try:
-            return await self._infer(codec.parse(message), context, codec.Response.message)
+            return await self._infer(codec.parse(message), context, codec.Response.message, trace)
         except Exception as error:  # noqa: BLE001
+            _note(trace, error)
             await _abort(context, error)
 
     async def _model_stream_infer(self, _: object, context: Context) -> None:
@@ -199,16 +212,23 @@ class Calls:
         finally:
             self._readers.discard(reader)
 
-    async def _infer_of_stream(self, message: bytes, context: Context) -> bytes:
+    async def _stream_infer(self, message: bytes, context: Context, trace: Trace | None = None) -> bytes:
         request_id = ""
         try:
             parsed = codec.parse(message)
             request_id = parsed.message.id
-            return await self._infer(parsed, context, codec.Response.stream_message)
+            return await self._infer(parsed, context, codec.Response.stream_message, trace)
         except Exception as error:  # noqa: BLE001
+            _note(trace, error)
             return codec.stream_error(str(_told(error)), request_id)
 
-    async def _infer(self, parsed: codec.Parsed, context: Context, finish: Callable[[codec.Response], bytes]) -> bytes:
+    async def _infer(
+        self,
+        parsed: codec.Parsed,
+        context: Context,
+        finish: Callable[[codec.Response], bytes],
+        trace: Trace | None,
+    ) -> bytes:
         model = self._model(parsed.message.model_name, parsed.message.model_version)
         request = codec.decode(parsed, model.inputs, model.outputs)
         windows = {
@@ -216,7 +236,7 @@ class Calls:
             for wanted in request.outputs
             if wanted.place is not None
         }
-        options = InferOptions(timeout_us=_timeout_us(request, context), priority=request.priority)
+        options = InferOptions(timeout_us=_timeout_us(request, context), priority=request.priority, trace=trace)
         with self._service.call(model.name, model.version, request.rows, options) as call:
             self._fill(call, request)
             await call.answer()
@@ -244,6 +264,27 @@ def _unary(kind: type[Asked], call: Callable[[Asked], Awaitable[Message]]) -> Ha
             await _abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(answered, kind.FromString, methodcaller("SerializeToString"))
+
+
+def _traced(tracer: Tracer | None, method: str, infer: InferCall) -> InferCall:
+    """Return the same call, made a span where it is sampled."""
+    if tracer is None:
+        return infer
+    outcome = partial(rpc_outcome, f"{SERVICE}/{method}")
+
+    async def traced(message: bytes, context: Context, _: Trace | None = None) -> bytes:
+        sampled = tracer.sampled(cast("dict[str, str]", dict(context.invocation_metadata() or ())))
+        if sampled is None:
+            return await infer(message, context)
+        with tracer.request(sampled, outcome) as trace:
+            return await infer(message, context, trace)
+
+    return traced
+
+
+def _note(trace: Trace | None, error: Exception) -> None:
+    if trace is not None:
+        trace.error = error
 
 
 def _filled(content: dict[str, object], told: Told) -> Told:

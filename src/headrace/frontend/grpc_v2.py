@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headrace.frontend.grpc_calls import Context, Handler
     from headrace.frontend.regions import SharedRegions
     from headrace.frontend.service import Service
+    from headrace.frontend.spans import Tracer
 
 HEALTH = tuple(f"/{SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))  # open to everybody
 LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC counts them in 32 bits
@@ -46,9 +47,11 @@ class GrpcSettings:
 class GrpcFront:
     """Serves gRPC on an event loop. Several processes may listen on the same port: the kernel divides connections."""
 
-    def __init__(self, service: Service, regions: SharedRegions, settings: GrpcSettings) -> None:
+    def __init__(
+        self, service: Service, regions: SharedRegions, settings: GrpcSettings, tracer: Tracer | None = None
+    ) -> None:
         self._settings = settings
-        self._calls = Calls(service, regions)
+        self._calls = Calls(service, regions, tracer)
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:

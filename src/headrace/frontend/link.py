@@ -55,6 +55,11 @@ class Call:
         """Return an output's rows as bytes: once `answer` has returned, and until `close`."""
         return self._link.ring.output_bytes(number, self._first_row, self.rows)
 
+    @property
+    def free_share(self) -> float:
+        """Which share of the rows is free where this call's are, also once no other call is taken there."""
+        return self._link.free_share
+
     async def answer(self) -> Descriptor:
         """Hand over the inputs and wait; return what the backend says of the request: its times and its batch.
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -18,6 +19,7 @@ from headrace.control import (
     Connect,
     Listening,
     Models,
+    Notice,
     RegionsChanged,
     Retire,
     Retired,
@@ -38,10 +40,15 @@ from headrace.frontend.observe import Observer
 from headrace.frontend.regions import Regions, SharedRegions
 from headrace.frontend.service import Service
 from headrace.frontend_job import FrontendJob
-from headrace.processes import become_child, keep_freed_memory
+from headrace.processes import allow_open_files, become_child, keep_freed_memory
+
+if TYPE_CHECKING:
+    from headrace.frontend.spans import Tracer
+    from headrace.frontend_job import TracingSettings
 
 POLL_S = 0.01  # between two looks whether requests under way have ended
 
+FLUSH_S = 2.0  # for the last traces to be sent; the supervisor waits for longer
 SAMPLE_S = 0.25  # between two looks at what is under way, for the board
 
 
@@ -50,6 +57,7 @@ def run_frontend(job: FrontendJob) -> None:
     become_child()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to hear
     keep_freed_memory()
+    allow_open_files()
     uvloop.run(_Frontend(job).run())
 
 
@@ -104,6 +112,12 @@ def _grpc_settings(job: FrontendJob) -> GrpcSettings:
     )
 
 
+def _make_tracer(settings: TracingSettings, tell: Callable[[str], None]) -> Tracer:
+    from headrace.frontend.spans import Tracer  # noqa: PLC0415  7 MB that only servers with traces need
+
+    return Tracer(settings, tell)
+
+
 class _Frontend:
     def __init__(self, job: FrontendJob) -> None:
         self._job = job
@@ -115,13 +129,15 @@ class _Frontend:
         )
         self._regions = SharedRegions(Regions(offered=job.system_shared_memory), job.control.send)
         self._regions.own.restore(job.regions)
-        self._grpc = GrpcFront(self._service, self._regions, _grpc_settings(job))
+        self._tracer = None if job.tracing is None else _make_tracer(job.tracing, self._notice)
+        self._grpc = GrpcFront(self._service, self._regions, _grpc_settings(job), self._tracer)
         self._links: dict[int, BackendLink] = {}  # by backend
         self._retirements: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        front = make_front(self._service, self._regions, self._job.http, self._job.access)
+        self._loop = asyncio.get_running_loop()
+        front = make_front(self._service, self._regions, self._job.http, self._job.access, self._tracer)
         add_pages(front.routes, Observer(self._service, GpuWatch(read_gpu(self._job.device))))
         await front.start(self._job.listener)
         if self._job.grpc_address is not None:
@@ -136,6 +152,8 @@ class _Frontend:
         await asyncio.gather(self._drain(front), self._grpc.stop(self._job.drain_timeout_s))
         await front.close()
         self._service.close()
+        if self._tracer is not None:
+            await self._flush(self._tracer)
 
     def _sample(self) -> None:
         self._service.sample()
@@ -197,6 +215,11 @@ class _Frontend:
         with suppress(OSError):  # the supervisor has ended, and so do we
             self._job.control.send(word)
 
+    def _notice(self, text: str) -> None:
+        """Have the server's owner told of the traces. Called from any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and so do we
+            self._loop.call_soon_threadsafe(self._say, Notice("traces", text))
+
     def _end(self) -> None:
         if self._stop.is_set():
             return
@@ -211,4 +234,11 @@ class _Frontend:
         while self._service.in_flight or front.in_flight:
             if asyncio.get_running_loop().time() > deadline:
                 return
+            await asyncio.sleep(POLL_S)
+
+    async def _flush(self, tracer: Tracer) -> None:
+        """Send the last traces, within the limit: a collector that does not answer holds up nobody."""
+        thread = tracer.close()
+        deadline = self._loop.time() + FLUSH_S
+        while thread.is_alive() and self._loop.time() < deadline:
             await asyncio.sleep(POLL_S)

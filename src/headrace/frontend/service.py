@@ -12,6 +12,7 @@ from headrace import __version__
 from headrace.clock import now_ns
 from headrace.config import MODEL_NAME
 from headrace.errors import (
+    Cancelled,
     DeadlineExceeded,
     EngineStopped,
     HeadraceError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from headrace.control import ServedModel, Verb, VersionStatus
     from headrace.frontend.board import ModelTotals
     from headrace.frontend.link import BackendLink, Call
+    from headrace.frontend.tracing import Trace
     from headrace.tensors import TensorSpec
 
 SERVER_NAME = "headrace"
@@ -44,6 +46,7 @@ class InferOptions:
 
     timeout_us: int = 0  # not computed if it has not begun by then; 0: no limit
     priority: int = 0  # 1 comes first, larger numbers later; 0: the middle
+    trace: Trace | None = None  # is told how it goes
 
 
 class ModelControl(Protocol):
@@ -150,6 +153,8 @@ class Service:
         try:
             link = self._link(name, version)
             row = self.totals.row(link.model)
+            if options.trace is not None:
+                options.trace.called(link.model, rows, began_ns)
             call = link.admit(rows, deadline_ns, options.priority)
             try:
                 yield call
@@ -160,7 +165,10 @@ class Service:
                 row.failed(failure_kind(error), now_ns() - began_ns)
             raise
         if call.told is not None:
-            row.succeeded(began_ns, now_ns(), rows, call.told)
+            ended_ns = now_ns()
+            row.succeeded(began_ns, ended_ns, rows, call.told)
+            if options.trace is not None:
+                options.trace.answered(call.told, ended_ns)
 
     def refused(self, name: str, error: HeadraceError, began_ns: int) -> None:
         """Count a request that was found wrong before it could become a call."""
@@ -232,13 +240,19 @@ _FAILURE_KINDS = (
     (ModelFailed, "model"),
     (EngineStopped, "lost"),
     (NotReady, "unavailable"),
-    (Exception, "internal"),
+    (Cancelled, "cancelled"),
 )
 
 
 def failure_kind(error: BaseException) -> str:
     """Return which of `board.FAILURES` it was."""
-    return next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), "cancelled")
+    kind = next((kind for known, kind in _FAILURE_KINDS if isinstance(error, known)), None)
+    if kind is not None:
+        return kind
+    if not isinstance(error, Exception):  # asyncio's, of a client that left
+        return "cancelled"
+    is_clients = isinstance(error, HeadraceError) and 400 <= error.http_status < 500  # as a body that does not come
+    return "invalid" if is_clients else "internal"
 
 
 def server_metadata(*, shared_memory: bool) -> dict[str, object]:

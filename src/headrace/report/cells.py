@@ -32,6 +32,8 @@ _IGNORED = (
     "load.request_timeout_s",
     "load.warmup_iters",
 )
+# What says nothing of a server that was named by its URL; where it listens and how it was compared touch no timing.
+_OF_DESIGNS = ("model.", "design.", "lanes.", "transport.", "target.url", "target.reference", "target.tolerance")
 LOAD_KIND = "load.kind"
 _IN_EXPERIMENT = ("design.name", "design.num_workers", "transport.name", "transport.client")
 # What a plot has as its axis. Everything else makes another series.
@@ -186,6 +188,8 @@ def _options(run: Run) -> dict[str, object]:
     built: object = msgspec.to_builtins(summary.options, enc_hook=str)
     _flatten("", built, flat)
     kept = {name: value for name, value in flat.items() if name not in _IGNORED}
+    if summary.options.target is not None:
+        return {name: value for name, value in kept.items() if not name.startswith(_OF_DESIGNS)}
     if kept.get("design.name") != "lanes":
         kept = {name: value for name, value in kept.items() if not name.startswith("lanes.")}
     elif kept.get("lanes.buckets") == (summary.options.inputs.batch_size,):
@@ -211,7 +215,7 @@ def _varying(options: Sequence[Options]) -> tuple[str, ...]:
 def _traits(run: Run, options: Options, varying: Sequence[str]) -> dict[str, Trait]:
     """Return what a series is, by option, of those that vary: its design first."""
     summary = run.summary
-    if summary.experiment != summary.options.experiment:  # a name that was given
+    if summary.options.target is not None or summary.experiment != summary.options.experiment:  # no design of ours
         traits = {"design.name": Trait(summary.experiment, usual=False)}
     else:
         traits = {"design.name": Trait(summary.options.design.experiment, usual=False)}

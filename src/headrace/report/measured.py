@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 import msgspec
 import numpy as np
 
-from headrace.bench import stats
+from headrace.bench import stats, validity
 from headrace.bench.record import PHASES, Records, measured
 from headrace.bench.summary import Activity, Efficiency
 from headrace.clock import seconds
+from headrace.config import OPEN_LOADS
 from headrace.errors import OutputError
 from headrace.report.cells import Cell
 from headrace.report.read import BURST, Run, Telemetry, Unreadable, records_of, telemetry_of
-from headrace.report.reduce import Envelope, Tail, batch_sizes, envelope, out_of_order, stage_means_s, tail
+from headrace.report.reduce import Envelope, Tail, batch_sizes, envelope, stage_means_s, tail
 from headrace.report.spans import (
     Timeline,
     busiest_window,
@@ -178,9 +179,10 @@ class _Pools:
     def add(self, numbers: RunNumbers, records: Records, telemetry: Telemetry | None) -> None:
         scheduled, issued, completed = (records[f"{name}_ns"] for name in ("scheduled", "issued", "completed"))
         response = completed - scheduled
-        self._response.append(response)
-        self._service.append(completed - issued)
-        self._delay.append(issued - scheduled)
+        if numbers.metrics.response_time is not None:
+            self._response.append(response)
+            self._service.append(completed - issued)
+            self._delay.append(issued - scheduled)
         stages = stage_means_s(records)
         if stages:
             self._stages.append(stages)
@@ -208,9 +210,14 @@ class _Pools:
 def compute_run(run: Run, records: Records, telemetry: Telemetry | None, bound_s: float | None) -> RunNumbers:
     """Compute a run's numbers. `bound_s` takes the place of the latency bound that the run was made with."""
     metrics = stats.compute(records, run.load.bound_s)
-    reasons = tuple(_reasons(run, metrics, records))
+    target = run.summary.target
+    counted = measured(records)
+    verdict = validity.judge(counted, metrics, run.load.kind, target.server_success if target else None)
+    reasons = tuple(_reasons(run, metrics, verdict))
     if bound_s is not None:
         metrics = stats.compute(records, bound_s)
+    if run.load.kind in OPEN_LOADS and validity.backlog(counted["scheduled_ns"], counted["completed_ns"]):
+        metrics = replace(metrics, response_time=None, service_time=None)  # they say how long the run was
     limits, throughput = run.summary.limits, metrics.throughput_samples_per_s
     copies = run.summary.options.transport.client == "copy"
     efficiency = Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None
@@ -220,7 +227,7 @@ def compute_run(run: Run, records: Records, telemetry: Telemetry | None, bound_s
         gpu_pct=_gpu_pct(records, telemetry),
         efficiency=efficiency,
         reasons=reasons,
-        remarks=tuple(_remarks(run, metrics, efficiency, telemetry)),
+        remarks=tuple(_remarks(run, metrics, efficiency, verdict)),
     )
 
 
@@ -239,7 +246,7 @@ def _gpu_pct(records: Records, telemetry: Telemetry | None) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _reasons(run: Run, metrics: stats.Metrics, records: Records) -> list[str]:
+def _reasons(run: Run, metrics: stats.Metrics, verdict: validity.Verdict) -> list[str]:
     """Return why a run does not count, most telling first."""
     found = [run.summary.error] if run.summary.error else []
     counts = {"failed": metrics.errors, "wrongly answered": metrics.wrong, "never answered": metrics.unanswered}
@@ -251,17 +258,14 @@ def _reasons(run: Run, metrics: stats.Metrics, records: Records) -> list[str]:
     if not metrics.requests:
         found.append("no measured request")
     found += [f"the summary disagrees with the records: {line}" for line in disagreements(run, metrics)]
-    ordered = out_of_order(records)
-    found += [f"stage '{stage}' ends before it begins in {count:,} requests" for stage, count in ordered.items()]
+    found += verdict.voids
     if not found and metrics.throughput_samples_per_s is None:
         found.append("no throughput")
-    return found
+    return list(dict.fromkeys(found))
 
 
-def _remarks(run: Run, metrics: stats.Metrics, efficiency: Efficiency | None, telemetry: Telemetry | None) -> list[str]:
-    found = list(run.summary.notes)
-    if telemetry is None:
-        found.append("telemetry.parquet is not there, so nothing is known of devices over time")
+def _remarks(run: Run, metrics: stats.Metrics, efficiency: Efficiency | None, verdict: validity.Verdict) -> list[str]:
+    found = list(dict.fromkeys((*verdict.marks, *run.summary.marks, *run.summary.notes)))
     parts, whole = math.fsum(run.summary.warmup_parts_s.values()), metrics.warmup_latency_s
     if run.summary.warmup_parts_s and whole is not None and not math.isclose(parts, whole, rel_tol=PARTS_TOLERANCE):
         found.append(f"the parts of the warm-up latency sum to {parts:.6g} s, the records say {whole:.6g} s")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.bench.summary import RunSummary
 from headrace.errors import OutputError
 from headrace.report.cells import Machine, machines
 from headrace.report.measured import CellNumbers, RunNumbers, compute_cell, mean
@@ -165,8 +166,8 @@ def environment_rows(section: Section) -> list[tuple[str, str]]:
     summaries = [run.summary for run in section.machine.runs]
     where = summaries[0].environment
     torch = next((each.torch for each in summaries if each.torch), None)
-    models = dict.fromkeys(f"{each.options.model.name}, {each.options.precision}" for each in summaries)
-    sides = dict.fromkeys(f"{each.options.inputs.image_size} px, {each.options.inputs.wire}" for each in summaries)
+    models = dict.fromkeys(_model_of(each) for each in summaries)
+    sides = dict.fromkeys(_input_of(each) for each in summaries)
     clocks = (
         f"up to {where.gpu_max_sm_clock_mhz} MHz (SM), {where.gpu_max_memory_clock_mhz} MHz (memory)"
         if where.gpu_max_sm_clock_mhz
@@ -193,6 +194,17 @@ def environment_rows(section: Section) -> list[tuple[str, str]]:
         ("Started", f"{min(each.started_at for each in summaries)} to {max(each.started_at for each in summaries)}"),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _model_of(run: RunSummary) -> str:
+    target = run.options.target
+    return f"{run.options.model.name}, {run.options.precision}" if target is None else target.experiment
+
+
+def _input_of(run: RunSummary) -> str:
+    if run.target is not None:
+        return ", ".join(f"{name} {text}" for name, text in run.target.inputs.items())
+    return f"{run.options.inputs.image_size} px, {run.options.inputs.wire}"
 
 
 def verdicts(section: Section) -> list[Verdict]:

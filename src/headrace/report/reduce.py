@@ -115,15 +115,3 @@ def envelope(at_ns: Nanoseconds, values_ns: Nanoseconds, zero_ns: int) -> Envelo
     middle = np.array([np.median(values[start:end]) for start, end in pairs])
     centres = (edges[:-1] + edges[1:])[filled] / 2
     return Envelope(centres, low, middle, high, len(at), float(edges[1] - edges[0]))
-
-
-def out_of_order(records: Records) -> dict[str, int]:
-    """Return, for each stage that ends before it begins in some answered request, in how many."""
-    answered = records["status"] == OK
-    found = {}
-    for name, begin, end in STAGES:
-        reached = answered & (records[begin] > 0) & (records[end] > 0)
-        count = int((reached & (records[end] < records[begin])).sum())
-        if count:
-            found[name] = count
-    return found

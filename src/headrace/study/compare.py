@@ -1,14 +1,13 @@
 """Compares finished runs: per cell and quantity a ratio with its interval, and a verdict in honest words.
 
-The unit is a run, which is a fresh process: latencies within a run follow from each other and carry no
-information about how the next process will do. Blocks of a sweep are not used yet; pairing by block would
-narrow the intervals.
+The unit is a run, which is a fresh process: latencies within a run follow from each other and carry no information
+about how the next process will do. Every comparison carries its own control: the base against itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +18,20 @@ from headrace.errors import IncomparableRuns, InvalidOption
 from headrace.study.finished import (
     CellKey,
     Differences,
+    changed_options,
     counts,
     experiment_rank,
     experiments,
+    find_runs,
     has_wrong_answers,
-    load_runs,
     machine,
+    revisions,
     unlike,
 )
-from headrace.study.quantities import COMPARED
-from headrace.study.verdict import THRESHOLD, Compared, percent, typical, verdict
+from headrace.study.intervals import Runs, own_variance, percentile_interval
+from headrace.study.quantities import AVERAGE, COMPARED, Quantity
+from headrace.study.samples import MeasuredRun, Sample, pooled_percentile, read_run
+from headrace.study.verdict import THRESHOLD, Compared, typical, verdict
 
 _EXPERIMENT = re.compile(rf"({'|'.join(PUBLISHED_DESIGNS)}|\d+_predict_workers|\d+_lanes)(-ring(-zero-copy)?)?")
 
@@ -49,7 +52,21 @@ class Side:
     """One of the two things compared: its runs, failed ones included."""
 
     label: str
-    runs: tuple[RunSummary, ...]
+    runs: tuple[MeasuredRun, ...]
+
+    @property
+    def summaries(self) -> list[RunSummary]:
+        return [run.summary for run in self.runs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRow:
+    """A quantity's verdict, and what each side shows of it: a percentile is one of all requests of its runs."""
+
+    compared: Compared
+    base: float
+    candidate: float
+    pooled: bool = False  # of a percentile: of all requests; else the median of the runs', which kept no requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +75,8 @@ class ComparedCell:
 
     key: CellKey
     experiment: str | None
-    rows: tuple[Compared, ...]
+    rows: tuple[ComparedRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +86,9 @@ class Comparison:
     base: str
     candidate: str
     machine: str
+    base_revisions: tuple[str, ...]
+    candidate_revisions: tuple[str, ...]
+    changed: tuple[str, ...]  # options that the sides do not have alike
     threshold: float
     warnings: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
@@ -75,7 +96,7 @@ class Comparison:
     @property
     def intervals(self) -> int:
         """How many chances there were to find a difference by accident."""
-        return sum(row.interval is not None for cell in self.cells for row in cell.rows)
+        return sum(row.compared.ratio is not None for cell in self.cells for row in cell.rows)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,14 +124,14 @@ def parse_selection(text: str) -> Selection:
 
 def load_side(selection: Selection) -> Side:
     """Read the selected runs. Raises OutputError where the folder has no runs, InvalidOption for no such."""
-    runs = load_runs(selection.path)
-    chosen = [run for run in runs if selection.experiment in (None, run.experiment)]
+    found = find_runs(selection.path)
+    chosen = [run for run in found if selection.experiment in (None, run.summary.experiment)]
     if not chosen:
         raise InvalidOption(
             f"{selection}: {selection.path} holds no run of {selection.experiment}; it has"
-            f" {', '.join(experiments(runs))}"
+            f" {', '.join(experiments(run.summary for run in found))}"
         )
-    return Side(label=str(selection), runs=tuple(chosen))
+    return Side(label=str(selection), runs=tuple(read_run(run) for run in chosen))
 
 
 def compare(
@@ -118,16 +139,17 @@ def compare(
     candidate: Side,
     *,
     threshold: float = THRESHOLD,
+    bound_s: float | None = None,
     allow_unlike: bool = False,
     differences: Differences = environment_differences,
 ) -> Comparison:
-    """Compare every cell that both sides have.
+    """Compare every cell that both sides have; goodput too, within `bound_s` or the runs' own bound.
 
     Raises IncomparableRuns where they have none in common, where it is not clear what to compare with what,
     and, unless `allow_unlike`, where more differs than the design, the number of workers and the code's
     revision.
     """
-    runs = (*base.runs, *candidate.runs)
+    runs = (*base.summaries, *candidate.summaries)
     different = unlike(runs, differences)
     if different and not allow_unlike:
         raise IncomparableRuns(
@@ -144,43 +166,36 @@ def compare(
             " sides"
         )
     alone = sorted(ours.keys() ^ theirs.keys())
+    bound_s = runs[0].options.load.bound_s if bound_s is None else bound_s
     return Comparison(
         base=base.label,
         candidate=candidate.label,
         machine=machine(runs),
+        base_revisions=tuple(revisions(base.summaries)),
+        candidate_revisions=tuple(revisions(candidate.summaries)),
+        changed=changed_options(base.summaries, candidate.summaries),
         threshold=threshold,
         warnings=(
             *(f"UNLIKE RUNS, so a difference may have this cause: {line}" for line in different),
-            *_uncounted(base),
-            *_uncounted(candidate),
+            *_remarks(base),
+            *_remarks(candidate),
             *(f"only on one side, so not compared: {_name(match, by_experiment)}" for match in alone),
         ),
         cells=tuple(
             ComparedCell(
                 key=match.key,
                 experiment=match.rank[2] if by_experiment else None,
-                rows=tuple(_rows(ours[match], theirs[match], threshold)),
+                rows=tuple(_rows(ours[match], theirs[match], threshold, bound_s)),
+                notes=(*_alone(base.label, ours[match]), *_alone(candidate.label, theirs[match])),
             )
             for match in common
         ),
     )
 
 
-def render_markdown(comparison: Comparison) -> str:
-    """Return the comparison as a Markdown page."""
-    parts = [
-        f"# {comparison.candidate} compared with {comparison.base}",
-        f"Base: `{comparison.base}`. Candidate: `{comparison.candidate}`. Machine: {comparison.machine}.",
-        *(f"**{warning}**" for warning in comparison.warnings),
-        *(_render_cell(cell) for cell in comparison.cells),
-        _closing(comparison),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def _by_experiment(base: Side, candidate: Side) -> bool:
     """Return whether runs are matched by experiment: if both sides hold several, and not if both hold one."""
-    ours, theirs = experiments(base.runs), experiments(candidate.runs)
+    ours, theirs = experiments(base.summaries), experiments(candidate.summaries)
     if len(ours) == 1 and len(theirs) == 1:
         return False
     for side, names in ((base, ours), (candidate, theirs)):
@@ -192,29 +207,99 @@ def _by_experiment(base: Side, candidate: Side) -> bool:
     return True
 
 
-def _group(side: Side, *, by_experiment: bool) -> dict[_Match, list[RunSummary]]:
-    groups: dict[_Match, list[RunSummary]] = {}
-    for run in filter(counts, side.runs):
-        match = _Match(CellKey.of(run), experiment_rank(run.experiment if by_experiment else ""))
-        groups.setdefault(match, []).append(run)
+def _group(side: Side, *, by_experiment: bool) -> dict[_Match, list[MeasuredRun]]:
+    groups: dict[_Match, list[MeasuredRun]] = {}
+    for run in side.runs:
+        if counts(run.summary):
+            rank = experiment_rank(run.summary.experiment if by_experiment else "")
+            groups.setdefault(_Match(CellKey.of(run.summary), rank), []).append(run)
     return groups
 
 
-def _rows(base: Sequence[RunSummary], candidate: Sequence[RunSummary], threshold: float) -> Iterator[Compared]:
+Read = Callable[[MeasuredRun], float | None]
+
+
+def _rows(
+    base: Sequence[MeasuredRun], candidate: Sequence[MeasuredRun], threshold: float, bound_s: float | None
+) -> Iterator[ComparedRow]:
+    for quantity, read in _quantities(bound_s):
+        ours, theirs = _values(quantity, read, base), _values(quantity, read, candidate)
+        if ours.values and theirs.values:
+            yield _row(quantity, verdict(quantity, ours, theirs, threshold), _samples(base), _samples(candidate))
+
+
+def _quantities(bound_s: float | None) -> Iterator[tuple[Quantity, Read]]:
     for quantity in COMPARED:
-        ours, theirs = quantity.values(base), quantity.values(candidate)
-        if ours and theirs:
-            yield verdict(quantity, ours, theirs, threshold)
+        yield quantity, lambda run, quantity=quantity: quantity.read(run.summary)  # type: ignore[misc]
+    if bound_s is not None:
+        name = f"goodput within {bound_s:g} s"
+        goodput = Quantity(name=name, unit="samples/s", read=lambda _: None, higher_is_better=True)
+        yield goodput, lambda run: run.sample.goodput(bound_s) if run.sample else None
 
 
-def _uncounted(side: Side) -> list[str]:
-    """Return what must be said of runs that are not averaged in."""
-    bad = [run for run in side.runs if not counts(run)]
-    wrong = sum(has_wrong_answers(run) for run in bad)
-    said = ((len(bad) - wrong, "failed"), (wrong, "had wrong answers"))
+def _row(
+    quantity: Quantity, compared: Compared, base: Sequence[Sample] | None, candidate: Sequence[Sample] | None
+) -> ComparedRow:
+    if quantity.percentile is None or base is None or candidate is None:
+        ours, theirs = typical(quantity, compared.base.values), typical(quantity, compared.candidate.values)
+        return ComparedRow(compared=compared, base=ours, candidate=theirs)
+    ours, theirs = (pooled_percentile(side, quantity.percentile) for side in (base, candidate))
+    return ComparedRow(compared=compared, base=ours, candidate=theirs, pooled=True)
+
+
+def _values(quantity: Quantity, read: Read, runs: Sequence[MeasuredRun]) -> Runs:
+    pairs = [(value, run.repeat) for run in runs if (value := read(run)) is not None]
+    return Runs(
+        values=tuple(value for value, _ in pairs),
+        repeats=tuple(repeat for _, repeat in pairs),
+        own_variance=_own_variance(quantity, runs),
+    )
+
+
+def _own_variance(quantity: Quantity, runs: Sequence[MeasuredRun]) -> float | None:
+    """Return the runs' mean own variance, of steady runs' response times; what else there is has none."""
+    samples = _samples(runs)
+    if samples is None or not (quantity.is_percentile or quantity is AVERAGE):
+        return None
+    if not all(sample.steadiness.steady and sample.response_s.min() > 0 for sample in samples):
+        return None
+    return sum(own_variance(sample.response_s, quantity.percentile) for sample in samples) / len(samples)
+
+
+def _samples(runs: Sequence[MeasuredRun]) -> list[Sample] | None:
+    """Return all of the runs' requests, or None where a run has none."""
+    samples = [run.sample for run in runs if run.sample is not None]
+    return samples if len(samples) == len(runs) else None
+
+
+def _alone(label: str, runs: Sequence[MeasuredRun]) -> list[str]:
+    """Return what can be said of a side's p99 where it has one run, of a steady load."""
+    sample = runs[0].sample
+    if len(runs) > 1 or sample is None or not sample.steadiness.steady:
+        return []
+    try:
+        p99 = percentile_interval(sample.response_s, 99)
+    except InvalidOption as too_short:
+        return [f"{label}, its one process alone: {too_short}"]
     return [
-        f"{side.label}: {number} of {len(side.runs)} runs {what}; not averaged in" for number, what in said if number
+        f"{label}: the p99 of its one process lies at {p99.low:.3g} to {p99.high:.3g} s (95 %); another process may"
+        " differ"
     ]
+
+
+def _remarks(side: Side) -> list[str]:
+    """Return what must be said of a side's runs: those not averaged in, not steady, or known by their summary only."""
+    bad = [run for run in side.summaries if not counts(run)]
+    wrong = sum(has_wrong_answers(run) for run in bad)
+    unsteady = [run.sample for run in side.runs if run.sample and run.sample.steadiness.steady is False]
+    without = sum(not run.has_records for run in side.runs)
+    said = (
+        (len(bad) - wrong, "failed; not averaged in"),
+        (wrong, "had wrong answers; not averaged in"),
+        (len(unsteady), f"not steady, as one: {unsteady[0].steadiness.reason}" if unsteady else ""),
+        (without, "kept no requests; their values are those of their summaries, and no percentile is of all requests"),
+    )
+    return [f"{side.label}: {number} of {len(side.runs)} runs {what}" for number, what in said if number]
 
 
 def _name_all(matches: Iterable[_Match], by_experiment: bool) -> str:
@@ -225,42 +310,3 @@ def _name(match: _Match, by_experiment: bool) -> str:
     compiled = "compile" if match.key.compile else "no compile"
     name = f"batch size {match.key.batch_size}, {compiled}"
     return f"{match.rank[2]}, {name}" if by_experiment else name
-
-
-def _render_cell(cell: ComparedCell) -> str:
-    mode = "compile" if cell.key.compile else "no compile"
-    title = f"## {cell.experiment + ', ' if cell.experiment else ''}batch size {cell.key.batch_size}, {mode}"
-    lines = [
-        title,
-        "",
-        "| Quantity | Runs | Base | Candidate | Ratio (95 %) | Verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(_render_row(row) for row in cell.rows),
-    ]
-    return "\n".join(lines)
-
-
-def _render_row(row: Compared) -> str:
-    quantity, interval = row.quantity, row.interval
-    of = ", median of runs" if quantity.is_percentile else ""
-    cells = (
-        f"{quantity.name} ({quantity.unit}{of})",
-        f"{len(row.base)} and {len(row.candidate)}",
-        f"{typical(quantity, row.base):.3f}",
-        f"{typical(quantity, row.candidate):.3f}",
-        str(interval) if interval else "",
-        row.verdict,
-    )
-    return "| " + " | ".join(cells) + " |"
-
-
-def _closing(comparison: Comparison) -> str:
-    return (
-        f"{comparison.intervals} intervals were computed. At 95 %, about 1 in 20 comparisons of things that"
-        " do not differ looks like a difference by chance, so a lone one among many is weak evidence. The"
-        " ratio is candidate / base, of geometric means over runs, with Welch's interval on the logarithms. A"
-        " latency that is faster is shorter by so many percent; utilization is higher or lower, and neither"
-        " is better by itself. A difference is called one that does not matter where the whole interval lies"
-        f" within {percent(comparison.threshold * 100)} %. Runs were compared as independent; that repeats of"
-        " a sweep are blocks is not used."
-    )

@@ -55,6 +55,14 @@ class CellKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A finished run and the folder of its files."""
+
+    folder: Path
+    summary: RunSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MissingRun:
     """An attempt of a sweep that ended without a summary: it crashed, or was stopped at its time limit."""
 
@@ -67,15 +75,24 @@ def load_runs(path: Path) -> list[RunSummary]:
 
     Raises OutputError where the folder holds none, or one of another version.
     """
+    return [found.summary for found in find_runs(path)]
+
+
+def find_runs(path: Path) -> list[FoundRun]:
+    """Do as `load_runs`, and say where each run lies."""
     if (path / FILE_NAME).is_file():
-        return [load_summary(path)]
+        return [FoundRun(folder=path, summary=load_summary(path))]
     folders = sorted(summary.parent for summary in path.rglob(FILE_NAME))
     if not folders:
         raise OutputError(
             f"{path}: no finished run there; name the folder of a run (it holds {FILE_NAME}) or of a sweep"
         )
-    runs = [load_summary(folder) for folder in folders]
-    return sorted(runs, key=lambda run: (CellKey.of(run), experiment_rank(run.experiment), run.started_at))
+    found = [FoundRun(folder=folder, summary=load_summary(folder)) for folder in folders]
+    return sorted(found, key=lambda run: _order(run.summary))
+
+
+def _order(run: RunSummary) -> tuple[CellKey, tuple[int, int, str], str]:
+    return CellKey.of(run), experiment_rank(run.experiment), run.started_at
 
 
 def missing_runs(path: Path) -> tuple[MissingRun, ...]:
@@ -155,6 +172,16 @@ def revisions(runs: Iterable[RunSummary]) -> list[str]:
     return sorted({_revision(run.environment) for run in runs})
 
 
+def changed_options(base: Sequence[RunSummary], candidate: Sequence[RunSummary]) -> tuple[str, ...]:
+    """Return `name: values -> values` for each option that the two sides do not have alike."""
+    ours, theirs = _option_values(base), _option_values(candidate)
+    return tuple(
+        f"{name}: {', '.join(sorted(values))} -> {', '.join(sorted(theirs.get(name, {'none'})))}"
+        for name, values in ours.items()
+        if values != theirs.get(name)
+    )
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole, so that a reader or a crash never sees half of it. Raises OutputError."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -184,6 +211,14 @@ def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
     ours, theirs = _flat_options(first), _flat_options(other)
     names = [name for name in ours | theirs if not name.startswith(_MAY_DIFFER)]
     return [f"{name}: {ours[name]} and {theirs[name]}" for name in names if ours[name] != theirs[name]]
+
+
+def _option_values(runs: Iterable[RunSummary]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in _flat_options(run).items():
+            values.setdefault(name, set()).add(value)
+    return values
 
 
 def _flat_options(run: RunSummary) -> dict[str, str]:

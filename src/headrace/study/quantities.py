@@ -16,7 +16,11 @@ class Quantity:
     unit: str
     read: Callable[[RunSummary], float | None]
     higher_is_better: bool | None = None  # None: neither; it describes, it does not rank
-    is_percentile: bool = False  # never averaged over runs, and given an interval only from 5 runs on
+    percentile: float | None = None  # of response time: shown of all requests, with an interval only from 5 runs on
+
+    @property
+    def is_percentile(self) -> bool:
+        return self.percentile is not None
 
     def values(self, runs: Iterable[RunSummary]) -> tuple[float, ...]:
         read = (self.read(run) for run in runs)
@@ -43,8 +47,8 @@ WARMUP = Quantity(
     name="warm-up latency", unit="s", read=lambda run: run.metrics.warmup_latency_s, higher_is_better=False
 )
 AVERAGE = Quantity(name="average latency", unit="s", read=_average_latency, higher_is_better=False)
-P50 = Quantity(name="p50 response time", unit="s", read=_p50, higher_is_better=False, is_percentile=True)
-P99 = Quantity(name="p99 response time", unit="s", read=_p99, higher_is_better=False, is_percentile=True)
+P50 = Quantity(name="p50 response time", unit="s", read=_p50, higher_is_better=False, percentile=50)
+P99 = Quantity(name="p99 response time", unit="s", read=_p99, higher_is_better=False, percentile=99)
 THROUGHPUT = Quantity(
     name="throughput",
     unit="samples/s",

@@ -51,34 +51,49 @@ def ratio_interval(base: Sequence[float], candidate: Sequence[float]) -> RatioIn
     values on either side, all above 0.
     """
     logs_base, logs_candidate = Moments.of(np.log(base).tolist()), Moments.of(np.log(candidate).tolist())
-    difference = logs_candidate.mean - logs_base.mean
-    half = _standard_error(logs_base, logs_candidate) * _quantile(_degrees(logs_base, logs_candidate))
-    return RatioInterval(ratio=math.exp(difference), low=_exp(difference - half), high=_exp(difference + half))
+    return _taken_back(logs_candidate.mean - logs_base.mean, half_width((logs_base, logs_candidate)))
+
+
+def logs_interval(differences: Moments) -> RatioInterval:
+    """Return the ratio whose logarithm is the mean of paired differences, with Student's 95 % interval."""
+    return _taken_back(differences.mean, half_width((differences,)))
+
+
+def half_width(spreads: Sequence[Moments]) -> float:
+    """Return how far the 95 % interval of a sum or difference of the means reaches to either side.
+
+    Of one mean it is Student's; of two, Welch's.
+    """
+    return _standard_error(spreads) * _quantile(_degrees(spreads))
 
 
 def p_value(base: Moments, candidate: Moments) -> float:
     """Return Welch's two-sided p for the hypothesis that both means are equal. Callers guarantee n >= 2."""
-    error = _standard_error(base, candidate)
+    error = _standard_error((base, candidate))
     if error == 0:
         return 1.0 if base.mean == candidate.mean else 0.0
     t = abs(candidate.mean - base.mean) / error
-    return 2 * float(stdtr(_degrees(base, candidate), -t))
+    return 2 * float(stdtr(_degrees((base, candidate)), -t))
 
 
-def _standard_error(base: Moments, candidate: Moments) -> float:
-    return math.sqrt(base.std**2 / base.n + candidate.std**2 / candidate.n)
+def _standard_error(spreads: Sequence[Moments]) -> float:
+    return math.sqrt(sum(spread.std**2 / spread.n for spread in spreads))
 
 
-def _degrees(base: Moments, candidate: Moments) -> float:
-    parts = [(side.std**2 / side.n, side.n - 1) for side in (base, candidate)]
+def _degrees(spreads: Sequence[Moments]) -> float:
+    parts = [(spread.std**2 / spread.n, spread.n - 1) for spread in spreads]
     scale = sum(part**2 / free for part, free in parts)
     if scale == 0:  # no spread at all: the standard error is 0 and any value will do
-        return base.n + candidate.n - 2
+        return sum(spread.n - 1 for spread in spreads)
     return sum(part for part, _ in parts) ** 2 / scale
 
 
 def _quantile(degrees: float) -> float:
     return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
+
+
+def _taken_back(difference: float, half: float) -> RatioInterval:
+    return RatioInterval(ratio=math.exp(difference), low=_exp(difference - half), high=_exp(difference + half))
 
 
 def _exp(value: float) -> float:

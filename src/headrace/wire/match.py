@@ -12,6 +12,8 @@ from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE
 from headrace.wire.places import RegionPlace, region_place
 
+MOST_ROWS = 2**31 - 1  # of a request's tensors: no ring holds more, and their bytes still are numbers of a machine
+
 
 class Tensor(Protocol):
     """An input as a request describes it."""
@@ -96,3 +98,5 @@ def _require_match(tensor: Tensor, spec: TensorSpec) -> None:
         raise InvalidRequest(
             f"input {tensor.name} has shape {list(shape)}; the model takes [{wanted}], rows at least 1"
         )
+    if shape[0] > MOST_ROWS:
+        raise InvalidRequest(f"input {tensor.name} has more than {MOST_ROWS} rows; split the request")

@@ -15,6 +15,9 @@ from headrace.errors import TransportFailed
 from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE, TO_DTYPE, numpy_dtype
 
+MOST_DIMENSIONS = 64  # of numpy's arrays
+LARGEST_SIZE = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedCall:
@@ -116,8 +119,7 @@ def decode_answer(body: bytes, header_bytes: int | None) -> tuple[Output, ...]:
     outputs = []
     for tensor in told.outputs:
         spec = _spec(tensor)
-        if min(tensor.shape, default=0) < 0:
-            raise TransportFailed(f"output {tensor.name} has shape {tensor.shape}; no size can be negative")
+        _require_shape(tensor)
         if tensor.data is None:
             data = _binary(tensor, spec, view[at:])
             at += len(data)
@@ -125,6 +127,18 @@ def decode_answer(body: bytes, header_bytes: int | None) -> tuple[Output, ...]:
             data = tensor.data
         outputs.append(Output(spec.name, spec.dtype, _array(data, tensor, spec)))
     return tuple(outputs)
+
+
+def _require_shape(tensor: _Tensor) -> None:
+    """Check what is multiplied and told later: JSON may hold any number of numbers of any length."""
+    if len(tensor.shape) > MOST_DIMENSIONS:
+        raise TransportFailed(
+            f"output {tensor.name} has {len(tensor.shape)} dimensions; an array has {MOST_DIMENSIONS}"
+        )
+    if not all(0 <= size <= LARGEST_SIZE for size in tensor.shape):
+        raise TransportFailed(
+            f"output {tensor.name} has shape {tensor.shape}; a size can be neither negative nor more than memory has"
+        )
 
 
 def _binary(tensor: _Tensor, spec: TensorSpec, tail: memoryview) -> memoryview:
@@ -153,7 +167,7 @@ def error_text(body: bytes) -> str:
         told = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         told = None
-    if isinstance(told, dict) and isinstance(told.get("error"), str):
+    if isinstance(told, dict) and isinstance(told.get("error"), str) and told["error"]:
         return str(told["error"])
     return body[:200].decode(errors="replace") or "the server gave no reason"
 
@@ -165,7 +179,7 @@ def _bytes_of(array: NDArray[Any]) -> memoryview:
 def _parsed(parse: Any, body: bytes | memoryview, what: str) -> Any:  # noqa: ANN401
     try:
         return parse(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransportFailed(f"the server's answer is no {what}: {error}") from error
 
 

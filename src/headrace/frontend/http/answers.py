@@ -19,7 +19,7 @@ from headrace.wire.v2 import ERROR_CLASS
 if TYPE_CHECKING:
     from headrace.errors import HeadraceError
 
-RETRY_AFTER_S = 1
+RETRY_AFTER, RETRY_AFTER_S = "Retry-After", 1
 TEXT = 2000  # characters of an error's text
 JSON = ("Content-Type", "application/json")
 COPY_BYTES = 64 << 10  # up to here one copy is cheaper than to send from several places
@@ -57,7 +57,7 @@ def error_reply(status: int, text: str, headers: Headers = ()) -> Reply:
 def reply_of(error: HeadraceError) -> Reply:
     headers = error.headers if isinstance(error, Refused) else ((ERROR_CLASS, type(error).__name__),)
     if error.http_status in (429, 503):
-        headers = (*headers, ("Retry-After", str(RETRY_AFTER_S)))
+        headers = (*headers, (RETRY_AFTER, str(RETRY_AFTER_S)))
     return error_reply(error.http_status, str(error), headers)
 
 

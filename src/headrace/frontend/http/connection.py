@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
-from headrace.frontend.http.answers import Reply, encoded, error_reply, pieces, reply_of
+from headrace.frontend.http.answers import Headers, Reply, encoded, error_reply, pieces, reply_of
 from headrace.frontend.http.body import Body
 from headrace.frontend.http.head import HEAD_BYTES, Head, Refused, parse_head
 from headrace.frontend.http.routes import HEALTH
+from headrace.frontend.http.visitors import preflight
+from headrace.frontend.tracing import http_outcome
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from headrace.frontend.auth import Tokens
     from headrace.frontend.http.infer import Infer
     from headrace.frontend.http.routes import Routes
     from headrace.frontend.http.stream import Stream
+    from headrace.frontend.http.visitors import Visitors
+    from headrace.frontend.spans import Tracer
+    from headrace.frontend.tracing import Trace
     from headrace.frontend_job import HttpSettings
 
 SMALL_BYTES = 1 << 20  # of a body that is no infer request
@@ -31,6 +39,9 @@ class Answerer:
     routes: Routes
     infer: Infer
     tokens: Tokens | None  # None: everybody is let in
+    visitors: Visitors
+    scheme: str  # of URLs
+    tracer: Tracer | None = None
     stopping: bool = False  # answers close their connections
 
 
@@ -42,6 +53,8 @@ class Exchange:
         self.body = body
         self.keep_alive = head.keep_alive  # the next request can be read
         self.is_answered = False
+        self.visitor_headers: Headers = ()  # for the page that asks
+        self.trace: Trace | None = None  # of a request that is sampled
         self._stream = stream
         self._shared = shared
 
@@ -53,6 +66,10 @@ class Exchange:
         if reply is None:
             return
         self.is_answered = True
+        if self.trace is not None:
+            self.trace.status = reply.status
+        if self.visitor_headers:
+            reply = Reply(reply.status, (*reply.headers, *self.visitor_headers), reply.body, reply.tensors)
         self.keep_alive = self.keep_alive and not self.body.is_spoilt and not self._shared.stopping
         connection = None if self.keep_alive else "close"
         if self.keep_alive and self.head.is_http_1_0:
@@ -101,7 +118,11 @@ class Connection:
             await self._turn_away(refused)
             return False
         exchange = Exchange(self._stream, head, body, self._shared)
-        await self._answer(exchange)
+        tracer = self._shared.tracer
+        if tracer is not None and (context := tracer.sampled(head.headers)) is not None:
+            await self._traced(exchange, tracer, context)
+        else:
+            await self._answer(exchange)
         self.is_busy = False
         return exchange.keep_alive
 
@@ -114,6 +135,16 @@ class Connection:
             raise Refused(431, f"the request's head is longer than {HEAD_BYTES} bytes", close=True)
         return parse_head(data)
 
+    async def _traced(self, exchange: Exchange, tracer: Tracer, context: Context) -> None:
+        """Answer; of an infer request that was sampled, also make spans."""
+        head = exchange.head
+        route = self._shared.infer.route(head.method, head.path)
+        if route is None:
+            await self._answer(exchange)
+            return
+        with tracer.request(context, partial(http_outcome, head, route, self._shared.scheme)) as exchange.trace:
+            await self._answer(exchange)
+
     async def _answer(self, exchange: Exchange) -> None:
         """Answer whatever happens."""
         try:
@@ -121,11 +152,15 @@ class Connection:
             if reply is not None:
                 await exchange.body.skip()
         except HeadraceError as error:
+            if exchange.trace is not None:
+                exchange.trace.error = error
             reply = await self._reply_to(error, exchange)
         except Exception as error:  # noqa: BLE001  ours, and no reason to leave a client without an answer
             self._loop.call_exception_handler({"message": "an HTTP request failed", "exception": error})
             reply = error_reply(500, "the server failed on this request; its log says why")
             exchange.keep_alive = False
+            if exchange.trace is not None:
+                exchange.trace.error = error
         if exchange.is_answered:
             return
         await exchange.send(reply)
@@ -135,6 +170,9 @@ class Connection:
     async def _reply(self, exchange: Exchange) -> Reply | None:
         """Return the answer; None where it has been sent."""
         head = exchange.head
+        exchange.visitor_headers = self._shared.visitors.admit(head.headers)
+        if exchange.visitor_headers and (told := preflight(head.method, head.headers)) is not None:
+            return told
         tokens = self._shared.tokens
         if tokens is not None and head.path not in HEALTH and not tokens.allow(head.headers.get("authorization")):
             text = "this server needs a token; send the header Authorization: Bearer TOKEN"

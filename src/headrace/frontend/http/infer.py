@@ -61,6 +61,13 @@ class Infer:
         self._model(wanted)
         return wanted
 
+    def route(self, method: str, path: str) -> str | None:
+        """Return the pattern of an infer call's path, for people; None if it is another call."""
+        found = _PATH.fullmatch(path) if method == "POST" else None
+        if found is None:
+            return None
+        return "/v2/models/{name}/infer" if found[2] is None else "/v2/models/{name}/versions/{version}/infer"
+
     def _model(self, wanted: Wanted) -> ServedModel:
         """Return who answers now: asked again after every wait, for the newest version may have changed meanwhile."""
         return self._service.model(wanted.name, wanted.version)
@@ -101,7 +108,7 @@ class Infer:
             raise
 
     async def _straight(self, model: ServedModel, request: v2.InferRequest, exchange: Exchange) -> None:
-        with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
+        with self._service.call(model.name, model.version, request.rows, _options(request, exchange)) as call:
             windows = self._open_regions(model, request, call)
             for number, data in request.inline.items():
                 call.input(number)[:] = data
@@ -111,7 +118,7 @@ class Infer:
         await exchange.send(reply)
 
     async def _copied(self, model: ServedModel, request: v2.InferRequest, tail: memoryview, exchange: Exchange) -> None:
-        with self._service.call(model.name, model.version, request.rows, _options(request)) as call:
+        with self._service.call(model.name, model.version, request.rows, _options(request, exchange)) as call:
             windows = self._open_regions(model, request, call)
             for number, data in request.gather(tail, model.inputs).items():
                 call.input(number)[:] = data
@@ -148,11 +155,11 @@ class Infer:
         accept = exchange.head.headers.get("accept-encoding")
         if accept is not None:
             reply = await encoded(reply, accept)
-        if reply.size <= COPY_BYTES or self._service.free_share(model.name, model.version) < AMPLE:
+        if reply.size <= COPY_BYTES or call.free_share < AMPLE:
             return reply.copied()
         await exchange.send(reply)
         return None
 
 
-def _options(request: v2.InferRequest) -> InferOptions:
-    return InferOptions(timeout_us=request.timeout_us, priority=request.priority)
+def _options(request: v2.InferRequest, exchange: Exchange) -> InferOptions:
+    return InferOptions(timeout_us=request.timeout_us, priority=request.priority, trace=exchange.trace)

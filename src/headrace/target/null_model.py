@@ -1,0 +1,116 @@
+"""The null server's model: it answers a row with a fingerprint of it, so that wrong answers can be told.
+
+Spoken is KServe v2 over HTTP, JSON and binary tensors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from headrace.target.law import MODEL
+
+INPUT, OUTPUT = "input", "output"
+OUTPUTS = 8  # values of an answer's row
+SAMPLED_BYTES = 4096  # at either end of a row; the rest of it is read and not looked at
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = None
+
+
+class _Output(msgspec.Struct):
+    name: str = OUTPUT
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] = []
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    body: bytes
+    header_bytes: int | None = None  # of the JSON in front of binary tensors
+
+
+class NullModel:
+    """One input, FP32 [-1, features]; one output, FP32 [-1, 8]."""
+
+    def __init__(self, input_bytes: int) -> None:
+        self._features = input_bytes // 4
+
+    def metadata(self) -> bytes:
+        return msgspec.json.encode(
+            {
+                "name": MODEL,
+                "versions": ["1"],
+                "platform": "headrace_null",
+                "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, self._features]}],
+                "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, OUTPUTS]}],
+            }
+        )
+
+    def answer(self, body: bytes, header_bytes: int | None, *, wrong: bool) -> tuple[Reply, int]:
+        """Return the answer to a body, and a number that tells inputs apart. What is no request gets status 400."""
+        try:
+            request = _decode(body[:header_bytes])
+            data = self._data(request, body, header_bytes)
+        except (msgspec.MsgspecError, ValueError, IndexError) as error:
+            return Reply(400, msgspec.json.encode({"error": str(error)})), 0
+        size = self._features * 4
+        prints = [_fingerprint(data[at : at + size]) for at in range(0, len(data), size)]
+        values = _values([~each & 0xFFFFFFFF for each in prints] if wrong else prints)
+        return _reply(request, values), hash(tuple(prints))
+
+    def _data(self, request: _Request, body: bytes, header_bytes: int | None) -> memoryview:
+        """Return the rows' bytes. Raises ValueError or IndexError for what the model does not take."""
+        (tensor,) = request.inputs
+        data = _raw(tensor) if tensor.data is not None else memoryview(body)[header_bytes or len(body) :]
+        rows = tensor.shape[0]
+        if tensor.shape != [rows, self._features] or len(data) != rows * self._features * 4 or rows < 1:
+            raise ValueError(f"input has {len(data)} bytes and shape {tensor.shape}, not [rows, {self._features}]")
+        return data
+
+
+def _raw(tensor: _Tensor) -> memoryview:
+    return memoryview(np.asarray(tensor.data, dtype="<f4").tobytes())
+
+
+def _fingerprint(row: memoryview) -> int:
+    return zlib.crc32(row[-SAMPLED_BYTES:], zlib.crc32(row[:SAMPLED_BYTES]))
+
+
+def _values(prints: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a row for each fingerprint: its eight hexadecimal digits, which no rounding can confuse."""
+    digits = np.asarray(prints, dtype=np.uint32)[:, None] >> (4 * np.arange(OUTPUTS, dtype=np.uint32))
+    return (digits & 15).astype("<f4")
+
+
+def _reply(request: _Request, values: np.ndarray[Any, np.dtype[np.float32]]) -> Reply:
+    output: dict[str, object] = {"name": OUTPUT, "datatype": "FP32", "shape": list(values.shape)}
+    head: dict[str, object] = {"model_name": MODEL, "model_version": "1", "outputs": [output]}
+    if request.id:
+        head["id"] = request.id
+    binary = request.parameters.get("binary_data_output", False)
+    if not (request.outputs[0].parameters.get("binary_data", binary) if request.outputs else binary):
+        output["data"] = values.reshape(-1).tolist()
+        return Reply(200, msgspec.json.encode(head))
+    output["parameters"] = {"binary_data_size": values.nbytes}
+    json = msgspec.json.encode(head)
+    return Reply(200, json + values.tobytes(), len(json))
