@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headrace.bench.calibration import Calibration, Ceiling, Slip
 from headrace.bench.record import RECORD_DTYPE, read_records
-from headrace.config import LoadConfig
+from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import OutputError
 from headrace.report import markdown, page
 from headrace.report.cells import machines
@@ -221,12 +222,49 @@ def test_runs_that_differ_in_where_files_lie_are_repeats(tmp_path):
 
 
 def test_calibration_is_shown_where_a_summary_has_it(tmp_path):
-    folder = made.run(tmp_path / "run")
-    path = folder / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": {"ceiling_per_s": 12345}}))
+    slip = Slip(p50=1e-6, p90=2e-6, p99=3e-6, max=4e-6)
+    ceiling = Ceiling(payload_bytes=100, requests_per_s=12345.0, p50_s=1e-4, p99_s=2e-4)
+    calibration = Calibration(
+        schema_version=1,
+        machine="one",
+        made_at="2025-01-01T00:00:00+00:00",
+        headrace="0.1.0",
+        generators=1,
+        recovered=(),
+        slip=slip,
+        ceilings=(ceiling,),
+    )
+    for seed in (0, 1):
+        made.run(tmp_path / f"run.{seed}", seed=seed, calibration=calibration)
     for text in (page.render(build([tmp_path])), markdown.render(build([tmp_path]))):
-        assert "12345" in text
+        assert text.count("12345.0") == 1
         assert "Calibration" in text
+
+
+def test_marks_are_shown_and_a_growing_backlog_leaves_no_latency(tmp_path):
+    of = made.records()
+    late_ns = np.arange(len(of)) * 4_000_000  # the server answers a third of what is sent
+    for name in made.STAMPS[1:]:
+        of[name] += late_ns
+    made.write_run(tmp_path / "run", of, made.summary(of, made.options(), marks=("a mark of the run's own",)))
+    report = build([tmp_path])
+    (cell,) = report.sections[0].cells
+    assert cell.throughput > 0
+    assert cell.response is None
+    assert cell.detail is not None, "that it grows is seen"
+    text = markdown.render(report)
+    assert "the backlog grew all through the run" in text
+    assert "a mark of the run's own" in text
+
+
+def test_a_server_named_by_its_url_is_called_by_its_label(tmp_path):
+    for rate, url in ((200.0, "http://127.0.0.1:8000"), (400.0, "http://127.0.0.1:9000")):
+        load = LoadConfig(kind="poisson", rate=rate, num_iters=400)
+        target = TargetConfig(url=url, model="m", label="mine")
+        made.run(tmp_path / f"{rate:g}", config=replace(made.options(load=load), target=target))
+    report = build([tmp_path])
+    assert {cell.cell.label for cell in report.sections[0].cells} == {"mine"}
+    assert "Response time against offered load: p50, p99" in page.render(report)
 
 
 def test_the_committed_results_agree_with_their_records():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from headrace.bench.summary import RunSummary
 from headrace.errors import OutputError
 from headrace.report.cells import Machine, machines
@@ -239,10 +241,9 @@ def command_of(run: Run) -> str:
 
 def calibrations(section: Section) -> list[dict[str, object]]:
     """Return what the harness itself can do there, each distinct one once; runs of older versions do not say."""
-    found: list[dict[str, object]] = []
-    for run in section.machine.runs:
-        if run.facts.calibration and run.facts.calibration not in found:
-            found.append(run.facts.calibration)
+    told = [run.summary.calibration for run in section.machine.runs if run.summary.calibration is not None]
+    distinct = [each for at, each in enumerate(told) if each not in told[:at]]
+    found: list[dict[str, object]] = [msgspec.to_builtins(each) for each in distinct]
     return found
 
 

@@ -28,10 +28,9 @@ Content = TypeVar("Content")
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a summary says in words of its own: numbers to compare, and what only some versions write."""
+    """A summary's metrics as they are written: versions differ in which they have."""
 
     metrics: dict[str, object] = {}
-    calibration: dict[str, object] | None = None  # what the harness itself can do on that machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
