@@ -35,7 +35,9 @@ def render(report: Report) -> str:
     sections = "".join(_section(section, at) for at, section in enumerate(report.sections))
     good = sum(run.counts for run in report.runs)
     many = len(report.runs)
-    counted = f"{count(many, 'run')}, " + ("which all count" if good == many else f"of which {good:,} count")
+    counted = f"{count(many, 'run')}, " + (
+        f"of which {good:,} count" if good < many else "all of which count" if many > 1 else "which counts"
+    )
     bound = f", latency bound {duration(report.bound_s)}" if report.bound_s is not None else ""
     title = escape(f"Headrace report: {report.title}")
     return (
