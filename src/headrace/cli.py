@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
+from headrace.report import markdown as report_markdown
+from headrace.report import model as report_model
+from headrace.report import page as report_page
 from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -311,6 +315,33 @@ def _findings(args: argparse.Namespace, screen: Screen) -> None:
         _print_page(page, screen)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, of sweeps, or of several")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page (default: report.html, unless --markdown)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write its tables there, as Markdown")
+    parser.add_argument("--title", help="(default: the names of the folders)")
+    parser.add_argument(
+        "--bound", type=options.seconds, metavar="TIME", help="count what was answered within it, as 20ms, as goodput"
+    )
+    parser.set_defaults(command=_report)
+
+
+def _report(args: argparse.Namespace, screen: Screen) -> None:
+    if args.output is None and args.markdown is None:
+        args.output = Path("report.html")
+    with limits_tables.RichSteps(screen.err) as watcher:
+        step = partial(watcher.step, "reading runs") if screen.err.is_terminal else None
+        report = report_model.build(args.runs, title=args.title, bound_s=args.bound, step=step)
+    for lost in report.unreadable:
+        screen.tell(f"left out: {lost.name}: {lost.reason}")
+    for path, render in ((args.output, report_page.render), (args.markdown, report_markdown.render)):
+        if path is not None:
+            write_atomically(path, render(report))
+            screen.out.print(str(path), highlight=False, soft_wrap=True)
+
+
 def _print_page(page: str, screen: Screen) -> None:
     """Show Markdown as tables on a terminal, and as it is to a file or a pipe."""
     if screen.out.is_terminal:
@@ -455,6 +486,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "tables": (_add_tables, "write the published tables, and wider ones, from finished runs"),
     "compare": (_add_compare, "say which of two sets of runs is better, and how sure that is"),
     "findings": (_add_findings, "set each published finding beside what a sweep of yours showed"),
+    "report": (
+        _add_report,
+        "show what finished runs say, as one page with tables and plots, made from their raw files",
+    ),
     "limits": (_add_limits, "measure what no server of a model can exceed on this machine: copies, forward, messages"),
     "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
     "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
