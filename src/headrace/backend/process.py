@@ -12,6 +12,7 @@ import torch
 from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
 from headrace.control import BackendReady, ServedModel
+from headrace.gpus import out_of_memory
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.load import load_source
@@ -20,7 +21,7 @@ from headrace.model.signature import FlatModel, signature_of
 from headrace.model.source import Example, resolve
 from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
-from headrace.processes import become_child, failures_reported
+from headrace.processes import become_child, describe, failures_reported
 from headrace.runtime.device import divide_cpus, open_device
 
 
@@ -29,16 +30,20 @@ def run_backend(job: BackendJob) -> None:
     become_child()
     sys.dont_write_bytecode = True  # beside a model file, where it could outlive a change of the file by a second
     with failures_reported(job.control, "the backend stopped"), ExitStack() as stack:
-        _serve(job, stack)
+        try:
+            _serve(job, stack)
+        except torch.OutOfMemoryError as error:
+            where = job.place.label or "the GPU"
+            raise out_of_memory(where, job.place.gpu_uuid, describe(error)) from error
 
 
 def _serve(job: BackendJob, stack: ExitStack) -> None:
-    served, notes = job.served, list[str]()
+    served, place, notes = job.served, job.place, list[str]()
     precision.apply(served.model.precision)
     keep_compiled_code(served.model.compile_cache)
-    device = open_device(served.device)
+    device = open_device(place.device)
     device.start()
-    divide_cpus(device, served.num_lanes)
+    divide_cpus(device, place.sharers * served.num_lanes)
     source = resolve(served.model.name)
     checkpoint = ensure_checkpoint(served.model, notes.append) if source.kind == "torchvision" else None
     path = Path(checkpoint.path) if checkpoint else None
@@ -69,6 +74,7 @@ def _serve(job: BackendJob, stack: ExitStack) -> None:
         inputs=signature.inputs,
         outputs=signature.outputs,
         max_batch_size=served.lanes.buckets[-1],
+        lanes=served.num_lanes,
     )
     arrivals = RingsArrivals(job.control, job.wake.fd, device.register)
     stack.callback(arrivals.close)

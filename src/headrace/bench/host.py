@@ -99,7 +99,7 @@ def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None], to
     """Serve until the client closes."""
     precision.apply(job.model.precision)
     keep_compiled_code(job.model.compile_cache)
-    divide_cpus(device, job.design.num_workers)
+    divide_cpus(device, job.sharers * job.design.num_workers)
     device.start()
     mark("device context")
 

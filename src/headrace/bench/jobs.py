@@ -39,9 +39,11 @@ class LoadJob:
     over_ring: bool
     client: ClientKind  # over a ring: copies each batch in, or has them there
     report: Connection
-    window: Connection  # to the telemetry process
+    windows: tuple[Connection, ...]  # to the telemetry processes
     progress: SynchronizedArray[int]  # requests issued, answered; one writer each, for display
     answers: Path | None  # where to keep the answers, if anywhere
+    lanes: int = 1  # of each engine, where there are several
+    largest_batch: int = 1  # likewise, rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class HostJob:
     trace: Path | None  # where to write the profiler's trace, if anywhere
     uint8: bool  # requests carry uint8 images
     limits_bucket: int | None  # measure the limits of batches of so many rows, after serving
+    sharers: int = 1  # engines that compute on the same CPUs, this one among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,3 +86,8 @@ class Go:
 
     prepared: Prepared
     ring: RingPair | None  # what lies between them, if not the queues that they have been given
+    more_rings: tuple[RingPair, ...] = ()  # to the other engines, for the load generator
+
+    @property
+    def ring_rows(self) -> int:
+        return sum(ring.layout.rows for ring in (self.ring, *self.more_rings) if ring is not None)
