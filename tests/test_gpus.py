@@ -6,7 +6,7 @@ import pynvml
 import pytest
 
 from headrace.errors import DeviceUnavailable, InvalidOption
-from headrace.gpus import ChosenGpu, choose_gpus, find_gpus, memory_words, refuse_full, unlike_note
+from headrace.gpus import ChosenGpu, choose_gpus, find_gpus, memory_words, out_of_memory, refuse_full, unlike_note
 from tests.test_nvml import FakeNvml
 
 UUIDS = ("GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3")
@@ -126,3 +126,10 @@ def test_what_a_sandbox_does_not_tell_is_left_out():
     nvml._errors = {"nvmlDeviceGetPciInfo": unknown, "nvmlDeviceGetComputeRunningProcesses": unknown}
     assert [gpu.pci_bus_id for gpu in find_gpus(nvml, "all", "--gpus all", {})] == [None, None]
     assert memory_words(nvml, UUIDS[0]) == "80.0 of 80.0 GB are free"
+
+
+def test_an_engine_without_memory_says_which_gpu_and_what_to_do():
+    told = str(out_of_memory("GPU 1 (H100)", "GPU-not-here", "OutOfMemoryError: tried to allocate 2 GiB"))
+    assert told.startswith("GPU 1 (H100) has too little memory for this model (NVML does not tell who uses it")
+    assert "It said: OutOfMemoryError: tried to allocate 2 GiB. End what uses the GPU, lower --max-batch-size" in told
+    assert str(out_of_memory("cuda", None, "no")).startswith("cuda has too little memory for this model. It said: no")

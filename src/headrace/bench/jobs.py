@@ -11,6 +11,7 @@ from headrace.bench.prepared import Prepared
 from headrace.bench.record import Records
 from headrace.bench.summary import AnswerCheck, Limits, TorchFacts
 from headrace.config import ClientKind, DesignConfig, InputConfig, LanesConfig, LoadConfig, ModelConfig
+from headrace.placement import Place
 from headrace.transport.pair import QueuePair, RingPair
 
 
@@ -62,13 +63,12 @@ class HostJob:
     design: DesignConfig
     lanes: LanesConfig
     model: ModelConfig
-    device: str
+    place: Place
     queues: QueuePair
     report: Connection
     trace: Path | None  # where to write the profiler's trace, if anywhere
     uint8: bool  # requests carry uint8 images
     limits_bucket: int | None  # measure the limits of batches of so many rows, after serving
-    sharers: int = 1  # engines that compute on the same CPUs, this one among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
