@@ -78,13 +78,13 @@ def by_expected_answer(loads: Sequence[EngineLoad], rows: int, now_ns: int, turn
     known = [pace for pace in paces if pace is not None]
     usual = sum(known) / len(known) if known else 1.0
     expected = [load.expected(rows, usual if pace is None else pace) for load, pace in zip(loads, paces, strict=True)]
-    limit = TIE * min(expected)
-
-    def rank(number: int) -> tuple[float, int, int]:
-        is_alike = expected[number] <= limit
-        return (0.0 if is_alike else expected[number], loads[number].rows, (number - turn) % len(loads))
-
-    return sorted(range(len(loads)), key=rank)
+    limit, count = TIE * min(expected), len(loads)
+    ranks = [
+        (0.0 if expected[number] <= limit else expected[number], load.rows, (number - turn) % count, number)
+        for number, load in enumerate(loads)
+    ]
+    ranks.sort()
+    return [rank[-1] for rank in ranks]
 
 
 class Spread:
