@@ -1,6 +1,6 @@
 """Measures one GPU, the other, and both together, and what the death of one engine costs: for a machine with two GPUs.
 
-    python benchmarks/two_gpus.py --output-dir DIR [--time-limit 230]     about 4 minutes
+    python benchmarks/two_gpus.py --output-dir DIR [--time-limit 220]     about 4 minutes
     python benchmarks/two_gpus.py --output-dir DIR --device cpu           the same with two small engines, to try it
     python benchmarks/two_gpus.py --report DIR                            the report again, from the records
 
@@ -40,6 +40,7 @@ REPEATS = 5  # at most
 FAILURE_S = 75.0  # kept for the last part
 RUN_S = 20.0  # what a run needs at least
 BEFORE_S, AFTER_S = 4.0, 4.0  # under load before the kill, and after the engine has come back
+END_S = 12.0  # for the clients' records, and for the server to end
 BIN_S = 0.25
 PROCESSES, THREADS = 4, 8  # of the HTTP clients
 HEADER = "Inference-Header-Content-Length"
@@ -171,7 +172,7 @@ def served(options: list[str]) -> Iterator[Server]:
     finally:
         server.process.send_signal(signal.SIGTERM)
         try:
-            server.process.wait(15)
+            server.process.wait(END_S)
         except subprocess.TimeoutExpired:
             server.process.kill()
 
@@ -200,7 +201,7 @@ def fail_one(plan: Plan, folder: Path, clock: Clock) -> None:
         killed_ns = time.monotonic_ns()
         os.kill(victim, signal.SIGKILL)
         noticed = server.when(" ended (exit code", 10)
-        again = server.when("ready again", clock.left_s - AFTER_S - 8)
+        again = server.when("ready again", clock.left_s - AFTER_S - END_S)
         time.sleep(AFTER_S if again else 1.0)
         stop.set()
         rows = [row for _ in clients for row in records.get(timeout=20)]
@@ -332,7 +333,7 @@ def tell(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, metavar="DIR")
-    parser.add_argument("--time-limit", type=float, default=230.0, metavar="S")
+    parser.add_argument("--time-limit", type=float, default=220.0, metavar="S")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--report", type=Path, metavar="DIR", help="only write the report of these records")
     args = parser.parse_args()
