@@ -25,6 +25,7 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
+from headrace.gpus import require_free_memory, unlike_note
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
@@ -364,6 +365,10 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
     traced = tracing_settings(config)
     if traced is not None:
         tracing.require_usable(traced)
+    require_free_memory(config.gpus)
+    unlike = unlike_note(config.gpus)
+    if unlike is not None:
+        screen.tell(unlike)
     Supervisor(config, screen.tell).run()
 
 

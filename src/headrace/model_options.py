@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from headrace import lanes_options, options
-from headrace.config import LanesConfig, ModelConfig, Precision, RepositoryConfig, ServedModelConfig, Stem, require
+from headrace.config import (
+    MOST_ENGINES,
+    LanesConfig,
+    ModelConfig,
+    Precision,
+    RepositoryConfig,
+    ServedModelConfig,
+    Stem,
+    require,
+)
+from headrace.gpus import choose_gpus
 from headrace.option_fields import option, placed
 from headrace.pipeline.batch import powers_of_two
 
@@ -42,6 +52,20 @@ class ModelOptions:
         group="model",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE", group="model")
+    gpus: str | None = option(
+        None,
+        "all, or numbers with commas: an engine on each of these GPUs, and requests go where they are answered first;"
+        " takes the place of the device",
+        metavar="GPUS",
+        computed="the device alone",
+        group="model",
+    )
+    engines_per_device: int = option(
+        1,
+        "processes that each serve the model by themselves, on every GPU or on the CPU",
+        limits=(1, MOST_ENGINES),
+        group="model",
+    )
     precision: Precision = option(
         "tf32",
         "of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute in"
@@ -125,7 +149,8 @@ class ModelOptions:
 
         Raises InvalidOption or DeviceUnavailable.
         """
-        device = options.resolve_device(self.device)
+        gpus = None if self.gpus is None else options.resolve_gpus(self.gpus)
+        device = options.resolve_device(self.device) if gpus is None else "cuda"
         buckets = self.buckets or powers_of_two(self.max_batch_size or MAX_BATCH_SIZE)
         require(
             self.max_batch_size in (None, max(buckets)),
@@ -136,6 +161,7 @@ class ModelOptions:
             self,
             name=self.name or default_name(self.source),
             device=device,
+            gpus=None if gpus is None else ",".join(str(gpu.number) for gpu in gpus),
             num_workers=self.num_workers or (LANES_CPU if device == "cpu" else LANES_GPU),
             model_dir=self.model_dir or Path(),
             compile_cache=self.compile_cache or user_cache(),
@@ -174,6 +200,8 @@ def served_model(given: ModelOptions) -> ServedModelConfig:
             precision=given.precision,
         ),
         device=given.device,
+        gpus=() if given.gpus is None else choose_gpus(given.gpus),
+        engines_per_device=given.engines_per_device,
         num_lanes=given.num_workers,
         lanes=LanesConfig(
             buckets=given.buckets,

@@ -15,6 +15,7 @@ from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
 from headrace.config import LanesConfig, ServedModelConfig
 from headrace.control import BackendReady, ServedModel
+from headrace.gpus import out_of_memory
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.model.described import Described
@@ -27,7 +28,7 @@ from headrace.pipeline.dispatch import Dispatcher
 from headrace.pipeline.host_stage import HostStage
 from headrace.pipeline.host_steps import HostSteps, host_steps, network_example
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
-from headrace.processes import become_child, failures_reported
+from headrace.processes import become_child, describe, failures_reported
 from headrace.runtime.device import divide_cpus, open_device
 
 if TYPE_CHECKING:
@@ -41,16 +42,20 @@ def run_backend(job: BackendJob) -> None:
     become_child()
     sys.dont_write_bytecode = True  # beside a model file, where it could outlive a change of the file by a second
     with failures_reported(job.control, "the backend stopped"), ExitStack() as stack:
-        _serve(job, stack)
+        try:
+            _serve(job, stack)
+        except torch.OutOfMemoryError as error:
+            where = job.place.label or "the GPU"
+            raise out_of_memory(where, job.place.gpu_uuid, describe(error)) from error
 
 
 def _serve(job: BackendJob, stack: ExitStack) -> None:
-    served, notes = job.served, list[str]()
+    served, place, notes = job.served, job.place, list[str]()
     precision.apply(served.model.precision)
     keep_compiled_code(served.model.compile_cache)
-    device = open_device(served.device)
+    device = open_device(place.device)
     device.start()
-    divide_cpus(device, served.num_lanes)
+    divide_cpus(device, place.sharers * served.num_lanes)
     source = resolve(served.model.name)
     checkpoint = ensure_checkpoint(served.model, notes.append) if source.kind == "torchvision" else None
     path = Path(checkpoint.path) if checkpoint else None
@@ -115,6 +120,7 @@ def _answer(job: BackendJob, ready: _Answering, notes: list[str], stack: ExitSta
         inputs=tensors.inputs,
         outputs=tensors.outputs,
         max_batch_size=ready.config.buckets[-1],
+        lanes=served.num_lanes,
     )
     # With steps, the rings are read by the host alone: it is the stage's table that the device must know.
     arrivals = RingsArrivals(job.control, job.wake.fd, device.register if steps is None else _known_to_nobody)

@@ -124,7 +124,7 @@ class Calls:
         return _filled({"config": meaning.model_config(model)}, pb.ModelConfigResponse())
 
     async def _model_statistics(self, asked: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        names = [asked.name] if asked.name else [name for name in self._service.names if self._service.links.get(name)]
+        names = [asked.name] if asked.name else [name for name in self._service.names if self._service.pools.get(name)]
         models = [self._model(name, asked.version) for name in names]
         told = pb.ModelStatisticsResponse()
         for model in models:
