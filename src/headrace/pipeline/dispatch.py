@@ -96,6 +96,11 @@ class Dispatcher:
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
+    @property
+    def failure(self) -> Exception | None:
+        """Why nothing can be computed any more; None while all is well."""
+        return self._failure
+
     def serve(self, arrivals: Arrivals) -> None:
         """Answer requests on the calling thread until no more will come and all have ended."""
         more = True
