@@ -142,6 +142,7 @@ def ray_deployment(args: argparse.Namespace) -> RayDeployment:
     model = ModelOptions(**given.models[0].values())
     notes = (*given.notes, *_unused(given))
     server = _server(given)
+    _require_device(model, ray)
     described = replace(model, device="cpu").completed()  # what is wrong anywhere; a device is the replicas' to find
     require(repository(described) is None, f"{model.source}: is a folder of models; on Ray, deploy one model at a time")
     served = served_model(described)
@@ -152,7 +153,20 @@ def ray_deployment(args: argparse.Namespace) -> RayDeployment:
 def _server(given: Deployment) -> ServeConfig:
     config = ServeConfig(**{field: given.server.settings[field].value for field in SHARED})
     check_options(config)
+    for flag, port in (("--http-port", config.http_port), ("--grpc-port", config.grpc_port)):
+        require(port > 0, f"{flag} 0: on Ray, give a port above 0; every node's proxy listens on it")
     return config
+
+
+def _require_device(model: ModelOptions, ray: RayOptions) -> None:
+    require(
+        model.device in ("auto", "cpu", "cuda"),
+        f"--device {model.device}: on Ray, give auto, cpu or cuda; Ray chooses the GPU",
+    )
+    require(
+        model.device != "cpu" or ray.gpus_per_replica is None,
+        f"--gpus-per-replica {ray.gpus_per_replica or 0:g}: --device cpu uses none; leave one of the two out",
+    )
 
 
 def _unused(given: Deployment) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,7 @@ from headrace.ray_serve import scaling
 try:
     import ray
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 except ImportError as error:
     raise MissingExtra(f"Ray is not installed ({error}); pip install 'headrace[ray]'") from error
 
@@ -79,6 +81,8 @@ def deploy(given: RayDeployment, tell: Tell) -> None:
 def connect(address: str, timeout_s: float) -> None:
     """Become a driver of the cluster. Raises Unreachable within the time."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     found = _ADDRESS.fullmatch(address)
     require(
         found is not None or address in ("auto", "local"),
@@ -206,7 +210,7 @@ def _run(given: RayDeployment, plan: Plan) -> None:
     target = serve.RunTarget(target=build(args, changes), name=given.app_name, route_prefix=ray_options.route_prefix)
     try:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    except ValueError as error:  # as for a prefix that another application has
+    except RayServeException as error:  # as for a prefix that another application has
         raise InvalidOption(f"--route-prefix {ray_options.route_prefix}: {_first_line(error)}") from error
 
 

@@ -1,0 +1,44 @@
+"""One cluster for all tests of Ray: it takes longer to start than any of them."""
+
+import os
+import sys
+
+import pytest
+
+from tests.ray_serve.cluster import Served
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Three nodes: a head that computes nothing, and two of two CPUs."""
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'headrace[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    quick = {"object_store_memory": 80 << 20}
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **quick})
+    try:
+        for _ in range(2):
+            started.add_node(num_cpus=2, **quick)
+        started.wait_for_nodes(30)
+        ray.init(address=started.address, log_to_driver=False, configure_logging=False)
+        yield started
+    finally:
+        if ray.is_initialized() and "ray.serve" in sys.modules:
+            sys.modules["ray.serve"].shutdown()
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture(scope="session")
+def served(cluster, tmp_path_factory):
+    """The model, deployed as a user does, with two replicas."""
+    made = Served(tmp_path_factory.mktemp("ray"), cluster.address)
+    made.write(factor=2)
+    ended = made.deploy("--replicas", "2", "--max-body-bytes", 4 << 20)
+    assert ended.code == 0, ended.err
+    assert "ready: served, 2 replicas" in ended.err
+    return made
