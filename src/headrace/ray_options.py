@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from headrace import serve_options
 from headrace.config import ServeConfig, require
@@ -126,13 +126,12 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
 
 def ray_deployment(args: argparse.Namespace) -> RayDeployment:
     """Return what options, environment and file describe. Raises InvalidOption."""
-    ray = RayOptions(
-        **{
-            each.field: each.read_text(given, f"{each.flag} {given}")
-            for each in _RAY
-            if (given := getattr(args, each.field)) is not None
-        }
-    )
+    words: dict[str, Any] = {
+        each.field: each.read_text(given, f"{each.flag} {given}")
+        for each in _RAY
+        if (given := getattr(args, each.field)) is not None
+    }
+    ray = RayOptions(**words)
     ray.validate()
     given = serve_options.deployment(args)
     require(

@@ -14,12 +14,12 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 @pytest.fixture(scope="session")
 def cluster():
     """Three nodes: a head that computes nothing, and two of two CPUs."""
-    pytest.importorskip("ray", reason="Ray is not installed; pip install 'headrace[ray]'")
-    import ray
-    from ray.cluster_utils import Cluster
-
+    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'headrace[ray]'")
+    utilities = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed whole")
     quick = {"object_store_memory": 80 << 20}
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **quick})
+    started = utilities.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **quick}
+    )
     try:
         for _ in range(2):
             started.add_node(num_cpus=2, **quick)

@@ -109,7 +109,7 @@ def test_what_is_left_open_follows_from_the_cluster(read):
 
 def test_an_address_where_nothing_is_is_told(read):
     launch = pytest.importorskip("headrace.ray_serve.launch", reason=WITHOUT_RAY, exc_type=ImportError)
-    with pytest.raises(Unreachable, match="--ray-address 127.0.0.1:9: nothing answers there"):
+    with pytest.raises(Unreachable, match=r"--ray-address 127\.0\.0\.1:9: nothing answers there"):
         launch.connect("127.0.0.1:9", 5)
     with pytest.raises(InvalidOption, match="--ray-address there: must be HOST:PORT"):
         launch.connect("there", 5)

@@ -17,7 +17,7 @@ NODES = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 4.0}]
         ({"CPU": 0.1, "GPU": 0}, 140),
         ({"CPU": 9, "GPU": 0}, 0),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_a_replica_fits_where_one_node_has_all_that_it_needs(needs, fits):
     assert scaling.room(NODES, needs) == fits

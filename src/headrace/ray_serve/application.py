@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 _QUEUED = "max_queued_requests"
 
 
-def build(args: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Application:
-    """Return the application of a model: `source` and its options, as `[[models]]` has them, and of a replica `gpus`,
-    `cpus` and `max_body_bytes`.
+def build(args: dict[str, Any]) -> Application:
+    """Return the application that the args of a Serve config file describe; see `application`."""
+    return application(args, {})
 
+
+def application(args: Mapping[str, Any], changes: Mapping[str, Any]) -> Application:
+    """Return the application of a model: `source` and its options, as `[[models]]` has them.
+
+    `args` may also say what a replica takes, `gpus` and `cpus`, and `max_body_bytes`.
     Without `gpus`, a replica has one, or none with device "cpu". `changes` are options of the deployment that take the
     place of ours. Raises InvalidOption without a source.
     """
@@ -36,4 +41,4 @@ def build(args: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> 
     options[_QUEUED] = QUEUE_BATCHES * batch
     options["backpressure_config"] = {"status_code": 503, "retry_after_s": 1}
     deployment = http_deployment(str(words.get("name") or default_name(source)))
-    return deployment.options(**{**options, **(changes or {})}).bind(source, **words)
+    return deployment.options(**{**options, **changes}).bind(source, **words)

@@ -50,7 +50,12 @@ def deployment_options(
 
 def http_deployment(name: str) -> Deployment:
     """Return a deployment that answers HTTP and gRPC, to be the ingress of an application."""
-    return serve.deployment(serve.ingress()(HttpReplica), name=name, **deployment_options())
+    return _deployment(serve.ingress()(HttpReplica), name)
 
 
-HeadraceDeployment: Deployment = serve.deployment(Replica, name="Headrace", **deployment_options())
+def _deployment(replica: type, name: str) -> Deployment:
+    made: Deployment = serve.deployment(name=name, **deployment_options())(replica)
+    return made
+
+
+HeadraceDeployment = _deployment(Replica, "Headrace")

@@ -7,7 +7,7 @@ Service"; grpc_servicer_functions are called with a servicer and the server.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -29,5 +29,7 @@ class _Server(Protocol):
 
 def add_to_server(servicer: object, server: _Server) -> None:
     """Register the calls with a proxy's server, which puts its own handlers in their place."""
-    handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in CALLS}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in CALLS
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -57,7 +57,7 @@ class HttpV2:
             return reply if accept is None else await encoded(reply, accept)
         except HeadraceError as error:
             return reply_of(error)
-        except Exception:
+        except Exception:  # noqa: BLE001  our own bug, and the client is told that it is
             _log.exception("a request failed")
             return error_reply(500, "the replica failed on this request, and says why in its log")
 

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,28 @@ from typing import TYPE_CHECKING, Any
 from headrace import errors
 from headrace.clock import NS_PER_S, now_ns
 from headrace.config import require
-from headrace.errors import DeviceUnavailable, HeadraceError, InvalidOption, MissingExtra, ModelError, RunFailed
-from headrace.errors import Unreachable
-from headrace.option_fields import options_of
+from headrace.errors import (
+    DeviceUnavailable,
+    HeadraceError,
+    InvalidOption,
+    MissingExtra,
+    ModelError,
+    RunFailed,
+    Unreachable,
+)
 from headrace.model_options import MAX_BATCH_SIZE, ModelOptions
+from headrace.option_fields import options_of
 from headrace.ray_serve import scaling
 
 try:
     import ray
     from ray import serve
     from ray.serve.exceptions import RayServeException
+    from ray.serve.schema import ReplicaState  # type: ignore[attr-defined]
 except ImportError as error:
     raise MissingExtra(f"Ray is not installed ({error}); pip install 'headrace[ray]'") from error
 
-from headrace.ray_serve.application import build
+from headrace.ray_serve.application import application
 from headrace.ray_serve.deployment import SECONDS_TO_SCALE_DOWN, SECONDS_TO_SCALE_UP
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ def deploy(given: RayDeployment, tell: Tell) -> None:
     """
     connect(given.ray.ray_address, given.ray.connect_timeout_s)
     try:
-        plan = planned(given, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        plan = planned(given, _nodes())
         for note in (*given.notes, *plan.notes, *_started(given)):
             tell(note)
         known = serve.status().applications.get(given.app_name)
@@ -94,8 +102,8 @@ def connect(address: str, timeout_s: float) -> None:
 
     def begin() -> None:
         try:
-            options = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+            dashboard = False if address == "local" else None  # of a cluster that runs, it is not ours to say
+            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
         except Exception as error:  # noqa: BLE001  told below
             failure.append(error)
 
@@ -114,7 +122,7 @@ def connect(address: str, timeout_s: float) -> None:
         ) from failure[0]
 
 
-def planned(given: RayDeployment, nodes: list[Mapping[str, float]]) -> Plan:
+def planned(given: RayDeployment, nodes: Sequence[Mapping[str, float]]) -> Plan:
     """Return what is to run on nodes of these resources. Raises InvalidOption and DeviceUnavailable."""
     gpus = _gpus(given, nodes)
     needs = {"CPU": given.ray.cpus_per_replica, "GPU": gpus}
@@ -129,19 +137,20 @@ def planned(given: RayDeployment, nodes: list[Mapping[str, float]]) -> Plan:
         f" (nodes: {have}); ask for less, or add nodes",
     )
     most = fixed or given.ray.max_replicas or fits
-    notes = ()
+    notes: tuple[str, ...] = ()
     if most > fits:
         notes = (f"--max-replicas {most}: the cluster has room for {fits} now; more need more nodes",)
     return Plan(least=least, most=most, gpus=gpus, cpus=given.ray.cpus_per_replica, notes=notes)
 
 
-def _gpus(given: RayDeployment, nodes: list[Mapping[str, float]]) -> float:
+def _nodes() -> list[Mapping[str, float]]:
+    told: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in told if node["Alive"]]
+
+
+def _gpus(given: RayDeployment, nodes: Sequence[Mapping[str, float]]) -> float:
     device, asked = given.model.device, given.ray.gpus_per_replica
-    require(
-        device in ("auto", "cpu", "cuda"), f"--device {device}: on Ray, give auto, cpu or cuda; Ray chooses the GPU"
-    )
     if device == "cpu":
-        require(asked is None, f"--gpus-per-replica {asked}: --device cpu uses none; leave one of the two out")
         return 0.0
     there = any(node.get("GPU", 0) > 0 for node in nodes)
     if not there and (device == "cuda" or asked is not None):
@@ -155,7 +164,6 @@ def _gpus(given: RayDeployment, nodes: list[Mapping[str, float]]) -> float:
 def _started(given: RayDeployment) -> list[str]:
     """Start Serve where it does not run; return what a caller may not expect of it."""
     server = given.server
-    require(server.http_port > 0 and server.grpc_port > 0, "--http-port and --grpc-port: on Ray, give a port above 0")
     running = _client()
     if running is None:
         serve.start(
@@ -207,7 +215,9 @@ def _run(given: RayDeployment, plan: Plan) -> None:
         }
     else:
         changes["num_replicas"] = plan.most
-    target = serve.RunTarget(target=build(args, changes), name=given.app_name, route_prefix=ray_options.route_prefix)
+    target = serve.RunTarget(
+        target=application(args, changes), name=given.app_name, route_prefix=ray_options.route_prefix
+    )
     try:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except RayServeException as error:  # as for a prefix that another application has
@@ -219,16 +229,15 @@ def _wait(given: RayDeployment, serves: bool) -> None:
     until_ns = now_ns() + int(given.ray.ready_timeout_s * NS_PER_S)
     while True:
         told = serve.status().applications.get(given.app_name)
-        state = "" if told is None else told.status
-        if told is not None and state == "DEPLOY_FAILED":
+        if told is not None and told.status == "DEPLOY_FAILED":
             raise _failure(given, told, serves)
-        if told is not None and state == "RUNNING":
+        if told is not None and told.status == "RUNNING":
             return
         if now_ns() > until_ns:
-            text = "" if told is None else _messages(told)
+            before = "; the version before goes on serving" if serves else ""
             raise RunFailed(
-                f"{given.app_name} is not ready after {given.ray.ready_timeout_s:g} s, and Ray goes on trying: "
-                f"{text or state}; {_still(serves)}raise --ready-timeout to wait longer"
+                f"{given.app_name} is not ready after {given.ray.ready_timeout_s:g} s, and Ray goes on trying"
+                f" ({_messages(told) if told else 'not known yet'}){before}; raise --ready-timeout to wait longer"
             )
         time.sleep(POLL_S)
 
@@ -239,16 +248,13 @@ def _failure(given: RayDeployment, told: ApplicationStatusOverview, serves: bool
     if not serves:
         with suppress(Exception):
             serve.delete(given.app_name)
+    before = "; the version before goes on serving" if serves else ""
     found = list(_TOLD.finditer(text))
     if found:
-        kind = getattr(errors, found[-1]["kind"], ModelError)
-        return kind(f"{found[-1]['text']}{'; ' if serves else ''}{_still(serves).rstrip('; ')}")  # type: ignore[no-any-return]
+        kind: type[HeadraceError] = getattr(errors, found[-1]["kind"], ModelError)
+        return kind(f"{found[-1]['text']}{before}")
     lines = _LAST_LINE.findall(text)
-    return RunFailed(f"{given.app_name} could not be deployed: {lines[-1] if lines else text}; {_still(serves)}")
-
-
-def _still(serves: bool) -> str:
-    return "the version before goes on serving; " if serves else ""
+    return RunFailed(f"{given.app_name} could not be deployed: {lines[-1] if lines else text}{before}")
 
 
 def _messages(told: ApplicationStatusOverview) -> str:
@@ -256,12 +262,12 @@ def _messages(told: ApplicationStatusOverview) -> str:
 
 
 def _now_serves(told: ApplicationStatusOverview | None) -> bool:
-    return told is not None and any(each.replica_states.get("RUNNING") for each in told.deployments.values())
+    return told is not None and any(each.replica_states.get(ReplicaState.RUNNING) for each in told.deployments.values())
 
 
 def _replicas(given: RayDeployment) -> int:
     deployments = serve.status().applications[given.app_name].deployments.values()
-    return sum(each.replica_states.get("RUNNING", 0) for each in deployments)
+    return sum(each.replica_states.get(ReplicaState.RUNNING, 0) for each in deployments)
 
 
 def _addresses(given: RayDeployment) -> str:

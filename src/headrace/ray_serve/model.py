@@ -119,10 +119,8 @@ class ReplicaModel:
             at_once = self._rows + rows <= self._ample_rows and size <= INLINE_BYTES
             self._rows += rows
         try:
-            if at_once:
-                future = self.engine.submit(tensors, timeout_s)
-            else:
-                future = self._submit_waiting(tensors, timeout_s)
+            submit = self.engine.submit if at_once else self._submit_waiting
+            future = submit(tensors, timeout_s)
         except BaseException:
             self._ended(rows)
             raise
@@ -142,10 +140,8 @@ class ReplicaModel:
 
         def submit() -> None:
             try:
-                left_s = None if due_ns is None else (due_ns - now_ns()) / NS_PER_S
-                if left_s is not None and left_s <= 0:
-                    raise DeadlineExceeded(f"no room within {timeout_s:g} s; allow more time, or send less at once")
-                self.engine.submit(tensors, left_s).add_done_callback(lambda ended: _pass_on(ended, answer))
+                ticket = self.engine.submit(tensors, _left_s(due_ns))
+                ticket.add_done_callback(lambda ended: _pass_on(ended, answer))
             except Exception as error:  # noqa: BLE001  the caller's
                 answer.set_exception(error)
 
@@ -155,6 +151,16 @@ class ReplicaModel:
     def _ended(self, rows: int) -> None:
         with self._lock:
             self._rows -= rows
+
+
+def _left_s(due_ns: int | None) -> float | None:
+    """Return how long a request may still wait. Raises DeadlineExceeded if that is no time."""
+    if due_ns is None:
+        return None
+    left_s = (due_ns - now_ns()) / NS_PER_S
+    if left_s <= 0:
+        raise DeadlineExceeded("the request waited for room until its deadline; allow more time, or send less at once")
+    return left_s
 
 
 def _pass_on(ended: Future[Any], answer: Future[Any]) -> None:
@@ -177,7 +183,7 @@ def raw_outputs(outputs: object) -> list[memoryview]:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def told(error: Exception) -> HeadraceError:

@@ -155,7 +155,7 @@ async def _answered(answer: Callable[[], Awaitable[bytes]], context: RayServegRP
     """Return an answer, or tell the proxy what the call fails with: it takes the code from the context."""
     try:
         return Raw(await answer())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the client is told
         known = told(error)
         if not isinstance(error, HeadraceError):
             _log.exception("a gRPC call failed")
