@@ -13,6 +13,7 @@ import urllib3
 from tests.commands import run
 
 WAIT_S = 60
+MAX_BODY_BYTES = 1 << 20
 MODEL = """
 import os
 import torch
@@ -83,13 +84,16 @@ class Served:
         self.pool = urllib3.PoolManager(maxsize=64, retries=False, timeout=WAIT_S)
 
     def write(self, factor):
+        self.factor = factor
         (self.folder / "served.py").write_text(MODEL.format(factor=factor))
 
-    def deploy(self, *options, file="served.py"):
+    def deploy(self, file="served.py"):
+        """Run the command as a user does: two replicas, few rows, small bodies."""
         return run(
             *("deploy", f"{self.folder}/{file}:build", "--name", "served", "--device", "cpu"),
             *("--ray-address", self.address, "--proxies", "head", "--max-batch-size", "4"),
-            *("--http-port", self.http_port, "--grpc-port", self.grpc_port, *options),
+            *("--replicas", "2", "--max-body-bytes", MAX_BODY_BYTES),
+            *("--http-port", self.http_port, "--grpc-port", self.grpc_port),
             cwd=self.folder,
         )
 
@@ -151,6 +155,12 @@ def factor_of(scaled):
     factor = scaled[0]
     np.testing.assert_allclose(scaled, [factor, 2 * factor, 3 * factor])
     return factor
+
+
+def raylet_pid(node):
+    """Return the pid of a node's own process."""
+    (raylet,) = node.all_processes["raylet"]
+    return raylet.process.pid
 
 
 def raylet_of(pid):

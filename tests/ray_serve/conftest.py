@@ -8,7 +8,10 @@ import pytest
 from tests.ray_serve.cluster import Served
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.update(  # autoscaling looks every 10 s otherwise
+    RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="0.2",
+    RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S="0.2",
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +41,7 @@ def served(cluster, tmp_path_factory):
     """The model, deployed as a user does, with two replicas."""
     made = Served(tmp_path_factory.mktemp("ray"), cluster.address)
     made.write(factor=2)
-    ended = made.deploy("--replicas", "2", "--max-body-bytes", 4 << 20)
+    ended = made.deploy()
     assert ended.code == 0, ended.err
     assert "ready: served, 2 replicas" in ended.err
     return made

@@ -68,7 +68,7 @@ def test_words_that_describe_no_model_end_the_deployment_with_the_reason(run, so
 
 
 def test_replicas_come_with_the_load_and_go_after_it(run, source):
-    quick = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "metrics_interval_s": 0.2}
+    quick = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
     delays = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.5, "look_back_period_s": 1}
     model = HeadraceDeployment.options(autoscaling_config={**quick, **delays}, ray_actor_options={"num_cpus": 0})
     handle = run(model.bind(source, device="cpu", max_batch_size=4), "scaled")

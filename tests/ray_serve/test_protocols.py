@@ -9,6 +9,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from tests.ray_serve.cluster import MAX_BODY_BYTES
+
 ROW = {"name": "values", "shape": [1, 3], "datatype": "FP32"}
 IDS = {"name": "ids", "shape": [1, 4], "datatype": "INT64"}
 URL = "/v2/models/served/infer"
@@ -20,6 +22,10 @@ def inputs(module, rows=1, number=0):
     ids = module.InferInput("ids", [rows, 4], "INT64")
     ids.set_data_from_numpy(np.full((rows, 4), number))
     return [values, ids]
+
+
+def scaled(served):
+    return [served.factor, 2 * served.factor, 3 * served.factor]
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -35,7 +41,7 @@ def test_a_json_request_is_answered_in_json(served):
     response = served.infer()
     outputs = {each["name"]: each for each in response.json()["outputs"]}
     assert response.status == 200
-    assert outputs["scaled"]["data"] == [2, 4, 6]
+    assert outputs["scaled"]["data"] == scaled(served)
     assert (outputs["scaled"]["shape"], outputs["batch"]["shape"]) == ([1, 3], [1])
 
 
@@ -56,22 +62,22 @@ def test_a_binary_request_is_answered_in_binary_where_it_is_asked_for(served):
     told = json.loads(response.data[:length])
     assert told["id"] == "seven"
     assert told["outputs"][0]["parameters"] == {"binary_data_size": 12}
-    assert struct.unpack("<3f", response.data[length:]) == (2, 4, 6)
+    assert list(struct.unpack("<3f", response.data[length:])) == scaled(served)
 
 
-def test_real_clients_are_answered(client):
+def test_real_clients_are_answered(client, served):
     made, module = client
     assert made.is_server_live()
     assert made.is_server_ready()
     assert made.is_model_ready("served")
     answer = made.infer("served", inputs(module, rows=3), request_id="nine")
-    np.testing.assert_array_equal(answer.as_numpy("scaled"), np.tile([2, 4, 6], (3, 1)))
+    np.testing.assert_array_equal(answer.as_numpy("scaled"), np.tile(scaled(served), (3, 1)))
 
 
-def test_more_rows_than_a_batch_has_are_split_and_come_back_as_one(client):
+def test_more_rows_than_a_batch_has_are_split_and_come_back_as_one(client, served):
     made, module = client
     answer = made.infer("served", inputs(module, rows=11))
-    np.testing.assert_array_equal(answer.as_numpy("scaled"), np.tile([2, 4, 6], (11, 1)))
+    np.testing.assert_array_equal(answer.as_numpy("scaled"), np.tile(scaled(served), (11, 1)))
 
 
 def test_metadata_and_configuration_are_the_models(client):
@@ -128,13 +134,13 @@ def test_errors_have_the_protocols_form(served, path, body, method, status, word
 
 
 def test_a_body_beyond_the_limit_is_refused(served):
-    response = served.call(URL, bytes(5 << 20))
+    response = served.call(URL, bytes(MAX_BODY_BYTES + 1))
     assert response.status == 413
-    assert str(4 << 20) in response.json()["error"]
+    assert str(MAX_BODY_BYTES) in response.json()["error"]
 
 
 def test_requests_that_wait_are_batched_in_the_engine(served):
     with served.load(threads=24) as answers:
         answers.wait_until(lambda: answers.largest_batch > 1)
-    assert set(answers.factors) == {2}
+    assert set(answers.factors) == {served.factor}
     assert not answers.errors + answers.silent

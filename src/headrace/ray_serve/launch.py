@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace import errors
@@ -71,7 +72,7 @@ def deploy(given: RayDeployment, tell: Tell) -> None:
     Raises Unreachable, InvalidOption for more than the cluster has room for, DeviceUnavailable, what the model fails
     with, and RunFailed when it is not ready in time. What ran under the name before goes on serving then.
     """
-    connect(given.ray.ray_address, given.ray.connect_timeout_s)
+    connect(given.ray.ray_address, given.ray.connect_timeout_s, given.ray.working_dir)
     try:
         plan = planned(given, _nodes())
         for note in (*given.notes, *plan.notes, *_started(given)):
@@ -86,8 +87,8 @@ def deploy(given: RayDeployment, tell: Tell) -> None:
         ray.shutdown()
 
 
-def connect(address: str, timeout_s: float) -> None:
-    """Become a driver of the cluster. Raises Unreachable within the time."""
+def connect(address: str, timeout_s: float, working_dir: Path | None = None) -> None:
+    """Become a driver of the cluster, which gets `working_dir`. Raises Unreachable within the time."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -103,7 +104,14 @@ def connect(address: str, timeout_s: float) -> None:
     def begin() -> None:
         try:
             dashboard = False if address == "local" else None  # of a cluster that runs, it is not ours to say
-            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
+            sent = None if working_dir is None else {"working_dir": str(working_dir.resolve())}
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                configure_logging=False,
+                include_dashboard=dashboard,
+                runtime_env=sent,
+            )
         except Exception as error:  # noqa: BLE001  told below
             failure.append(error)
 
@@ -221,7 +229,8 @@ def _run(given: RayDeployment, plan: Plan) -> None:
     try:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except RayServeException as error:  # as for a prefix that another application has
-        raise InvalidOption(f"--route-prefix {ray_options.route_prefix}: {_first_line(error)}") from error
+        reason = _first_line(getattr(error, "cause", None) or error)
+        raise InvalidOption(f"--route-prefix {ray_options.route_prefix}: {reason}") from error
 
 
 def _wait(given: RayDeployment, serves: bool) -> None:

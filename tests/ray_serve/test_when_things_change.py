@@ -1,11 +1,11 @@
-"""What goes wrong on a cluster, under load: every request is answered or told, and the service comes back."""
+"""Failures of a cluster and updates, under load: every request is answered or told, and the service comes back."""
 
 import os
 import signal
 
 import psutil
 
-from tests.ray_serve.cluster import BAD, raylet_of
+from tests.ray_serve.cluster import BAD, raylet_of, raylet_pid
 
 AT_LEAST = 40  # requests before and after what happens
 
@@ -37,7 +37,7 @@ def test_a_killed_node_costs_no_request_its_answer_or_its_error(served, cluster)
     with served.load() as answers:
         answers.wait_until(lambda: len(answers.pids) == 2)
         raylets = {pid: raylet_of(pid) for pid in answers.pids}
-        nodes = {node.process_pid("raylet"): node for node in cluster.worker_nodes}
+        nodes = {raylet_pid(node): node for node in cluster.worker_nodes}
         lost = nodes[raylets[min(raylets)]]
         gone = [pid for pid, raylet in raylets.items() if nodes[raylet] is lost]
         cluster.remove_node(lost, allow_graceful=False)
@@ -54,7 +54,7 @@ def test_an_update_under_load_loses_no_request(served):
     served.write(factor=3)
     with served.load() as answers:
         answers.wait_for(AT_LEAST)
-        ended = served.deploy("--replicas", "2")
+        ended = served.deploy()
         answers.wait_for(AT_LEAST)
     assert ended.code == 0, ended.err
     assert not answers.errors + answers.silent
@@ -67,7 +67,7 @@ def test_a_version_that_does_not_load_never_takes_traffic_and_the_one_before_goe
     (served.folder / "bad.py").write_text(BAD)
     with served.load() as answers:
         answers.wait_for(AT_LEAST)
-        ended = served.deploy("--replicas", "2", file="bad.py")
+        ended = served.deploy(file="bad.py")
         answers.wait_for(AT_LEAST)
     assert ended.code == 1
     assert "ValueError: no weights today (line 2 of bad.py); the version before goes on serving" in ended.message
