@@ -92,7 +92,7 @@ class Served:
         return run(
             *("deploy", f"{self.folder}/{file}:build", "--name", "served", "--device", "cpu"),
             *("--ray-address", self.address, "--proxies", "head", "--max-batch-size", "4"),
-            *("--replicas", "2", "--max-body-bytes", MAX_BODY_BYTES),
+            *("--replicas", "2", "--max-body-bytes", MAX_BODY_BYTES, "--working-dir", self.folder),
             *("--http-port", self.http_port, "--grpc-port", self.grpc_port),
             cwd=self.folder,
         )

@@ -35,8 +35,8 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def run(cluster):
-    """Runs an application without an address, and takes it away again."""
+def run(served):
+    """Runs an application beside the other one, without an address, and takes it away again."""
     names = []
 
     def started(app, name):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
 from headrace import errors
 from headrace.clock import NS_PER_S, now_ns
 from headrace.config import require
@@ -50,7 +52,7 @@ Tell = Callable[[str], None]
 SERVICES = "headrace.ray_serve.grpc_services:add_to_server"
 POLL_S = 0.2
 LOCATIONS = {"every-node": "EveryNode", "head": "HeadOnly"}
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/]+|\[[^\]]+\]):(?P<port>\d+)")
+_ADDRESS = re.compile(r"(?:ray://)?(?P<place>(?:[^:/]+|\[[^\]]+\]):\d+)")
 _TOLD = re.compile(r"headrace\.errors\.(?P<kind>\w+): (?P<text>[^\n]+)")
 _LAST_LINE = re.compile(r"^(\w[\w.]*(?:Error|Exception|Exit)\b[^\n]*)", re.MULTILINE)
 
@@ -98,36 +100,20 @@ def connect(address: str, timeout_s: float, working_dir: Path | None = None) -> 
         f"--ray-address {address}: must be HOST:PORT, ray://HOST:PORT, auto or local",
     )
     if found is not None:
-        _knock(address, found["host"].strip("[]"), int(found["port"]), timeout_s)
-    failure: list[Exception] = []
-
-    def begin() -> None:
-        try:
-            dashboard = False if address == "local" else None  # of a cluster that runs, it is not ours to say
-            sent = None if working_dir is None else {"working_dir": str(working_dir.resolve())}
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                configure_logging=False,
-                include_dashboard=dashboard,
-                runtime_env=sent,
-            )
-        except Exception as error:  # noqa: BLE001  told below
-            failure.append(error)
-
-    thread = threading.Thread(target=begin, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        raise Unreachable(
-            f"--ray-address {address}: the cluster did not answer within {timeout_s:g} s; check the address, or raise"
-            " --connect-timeout"
+        _knock(address, found["place"], timeout_s)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            configure_logging=False,
+            include_dashboard=False if address == "local" else None,  # of a cluster that runs, it is not ours to say
+            runtime_env=None if working_dir is None else {"working_dir": str(working_dir.resolve())},
         )
-    if failure:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # none runs here; of another version; a large folder
         raise Unreachable(
-            f"--ray-address {address}: {_first_line(failure[0])}; start a cluster with `ray start --head`, name one, or"
-            " use --ray-address local"
-        ) from failure[0]
+            f"--ray-address {address}: {_first_line(error)}; start a cluster with `ray start --head`, name one, or use"
+            " --ray-address local"
+        ) from error
 
 
 def planned(given: RayDeployment, nodes: Sequence[Mapping[str, float]]) -> Plan:
@@ -299,13 +285,25 @@ def _grpc_config(client: Any) -> Any:  # noqa: ANN401
     return ray.get(client._controller.get_grpc_config.remote())  # noqa: SLF001
 
 
-def _knock(address: str, host: str, port: int, timeout_s: float) -> None:
+def _knock(address: str, place: str, timeout_s: float) -> None:
+    """See whether something speaks gRPC there, as all of Ray's servers do; Ray waits long. Raises Unreachable."""
+    host, _, port = place.rpartition(":")
     try:
-        socket.create_connection((host, port), timeout_s).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
     except OSError as error:
         raise Unreachable(
             f"--ray-address {address}: nothing answers there ({error}); check the address and that the cluster runs"
         ) from error
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # its handshake needs certificates, which are Ray's to read
+        return
+    with grpc.insecure_channel(place) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError as error:
+            raise Unreachable(
+                f"--ray-address {address}: the cluster did not answer within {timeout_s:g} s; check the address, or"
+                " raise --connect-timeout"
+            ) from error
 
 
 def _first_line(error: Exception) -> str:
