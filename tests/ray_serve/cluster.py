@@ -14,6 +14,7 @@ from tests.commands import run
 
 WAIT_S = 60
 MAX_BODY_BYTES = 1 << 20
+PAUSE_S = 0.02  # of a sender between requests: replicas that start need the processors too
 MODEL = """
 import os
 import torch
@@ -120,7 +121,7 @@ class Served:
         answers, stop = Answers(), threading.Event()
 
         def send():
-            while not stop.is_set():
+            while not stop.wait(PAUSE_S):
                 self._one(answers)
 
         with ThreadPoolExecutor(threads) as pool:

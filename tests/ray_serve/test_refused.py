@@ -10,7 +10,7 @@ import pytest
 
 from headrace import ray_options
 from headrace.errors import DeviceUnavailable, InvalidOption, Unreachable
-from tests.commands import environment, model_file, run
+from tests.commands import environment, model_file
 
 WITHOUT_RAY = "Ray is not installed; pip install 'headrace[ray]'"
 NODES = [{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 2.0}]
@@ -115,21 +115,21 @@ def test_an_address_where_nothing_is_is_told(read):
         launch.connect("there", 5)
 
 
-def test_something_that_answers_and_is_no_cluster_is_told_in_time(tmp_path):
-    pytest.importorskip("ray", reason=WITHOUT_RAY)
+def test_something_that_answers_and_is_no_cluster_is_told_in_time():
+    launch = pytest.importorskip("headrace.ray_serve.launch", reason=WITHOUT_RAY, exc_type=ImportError)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        words = ("--device", "cpu", "--ray-address", address, "--connect-timeout", "2")
-        ended = run("deploy", model_file(tmp_path), *words, cwd=tmp_path)
-    assert ended.code == 1
-    assert f"--ray-address {address}: the cluster did not answer within 2 s" in ended.message
+        with pytest.raises(Unreachable) as caught:
+            launch.connect(address, 0.5)
+    assert f"--ray-address {address}: the cluster did not answer within 0.5 s" in str(caught.value)
 
 
-def test_a_path_that_another_application_has_is_refused_and_that_one_goes_on(tmp_path, served):
-    words = ("--name", "other", "--device", "cpu", "--ray-address", served.address)
-    ended = run("deploy", model_file(tmp_path), *words, cwd=tmp_path)
-    assert ended.code == 2
-    assert '--route-prefix /: Prefix / is being used by application "served"' in ended.message
+def test_a_path_that_another_application_has_is_refused_and_that_one_goes_on(read, served):
+    launch = pytest.importorskip("headrace.ray_serve.launch", reason=WITHOUT_RAY, exc_type=ImportError)
+    given = read("--name", "other")
+    with pytest.raises(InvalidOption) as caught:
+        launch._run(given, launch.planned(given, NODES))
+    assert '--route-prefix /: Prefix / is being used by application "served"' in str(caught.value)
     assert served.infer().status == 200
 
 
