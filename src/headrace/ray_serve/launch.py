@@ -82,7 +82,8 @@ def deploy(given: RayDeployment, tell: Tell) -> None:
         known = serve.status().applications.get(given.app_name)
         _run(given, plan)
         _wait(given, _now_serves(known))
-        tell(f"ready: {given.name}, {_replicas(given)} replicas; {_addresses(given)}")
+        count = _replicas(given)
+        tell(f"ready: {given.name}, {count} replica{'s' * (count != 1)}; {_addresses(given)}")
         if given.ray.ray_address == "local":
             threading.Event().wait()
     finally:
