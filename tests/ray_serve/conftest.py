@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+from tests.commands import environment
 from tests.ray_serve.cluster import Served
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.update(  # autoscaling looks every 10 s otherwise
+os.environ.update(
+    PYTHONPATH=environment()["PYTHONPATH"],  # for the nodes, whose folders are others
+    # Autoscaling looks every 10 s otherwise.
     RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="0.2",
     RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S="0.2",
 )

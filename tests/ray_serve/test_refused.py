@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from headrace import ray_options
-from headrace.errors import DeviceUnavailable, InvalidOption, Unreachable
+from headrace.errors import DeviceUnavailable, InvalidOption, RunFailed, Unreachable
 from tests.commands import environment, model_file
 
 WITHOUT_RAY = "Ray is not installed; pip install 'headrace[ray]'"
@@ -131,6 +131,16 @@ def test_a_path_that_another_application_has_is_refused_and_that_one_goes_on(rea
         launch._run(given, launch.planned(given, NODES))
     assert '--route-prefix /: Prefix / is being used by application "served"' in str(caught.value)
     assert served.infer().status == 200
+
+
+def test_an_application_that_is_not_ready_in_time_is_told_with_what_still_serves(read, served):
+    launch = pytest.importorskip("headrace.ray_serve.launch", reason=WITHOUT_RAY, exc_type=ImportError)
+    with pytest.raises(RunFailed) as caught:
+        launch._wait(read("--app-name", "absent", "--ready-timeout", "1"), serves=True)
+    assert str(caught.value) == (
+        "absent is not ready after 1 s, and Ray goes on trying (not known yet); the version before goes on serving;"
+        " raise --ready-timeout to wait longer"
+    )
 
 
 def test_without_ray_the_command_names_the_extra(tmp_path):

@@ -161,14 +161,21 @@ def _started(given: RayDeployment) -> list[str]:
     server = given.server
     running = _client()
     if running is None:
-        serve.start(
-            proxy_location=LOCATIONS[given.ray.proxies],
-            http_options={"host": server.host, "port": server.http_port},
-            grpc_options={"port": server.grpc_port, "grpc_servicer_functions": [SERVICES], "enable_reflection": False}
-            if server.grpc
-            else None,
-            logging_config={"enable_access_log": False},
-        )
+        try:
+            serve.start(
+                proxy_location=LOCATIONS[given.ray.proxies],
+                http_options={"host": server.host, "port": server.http_port},
+                grpc_options={
+                    "port": server.grpc_port,
+                    "grpc_servicer_functions": [SERVICES],
+                    "enable_reflection": False,
+                }
+                if server.grpc
+                else None,
+                logging_config={"enable_access_log": False},
+            )
+        except ImportError as error:
+            raise RunFailed(f"Serve cannot import {SERVICES} on the cluster; install headrace on every node") from error
         open_grpc = server.grpc and server.host in ("127.0.0.1", "localhost", "::1")
         return [
             "Serve's gRPC proxies listen on all addresses, whatever --host says; --no-grpc leaves them out"
