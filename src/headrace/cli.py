@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, deployment_text, limits_options, options, serve_options, target_options
+from headrace import __version__, deployment_text, limits_options, options, ray_options, serve_options, target_options
 from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
@@ -372,6 +372,18 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
     Supervisor(config, screen.tell).run()
 
 
+def _add_deploy(parser: argparse.ArgumentParser) -> None:
+    ray_options.add_ray_options(parser)
+    parser.set_defaults(command=_deploy, interrupted="what Ray was told stays")
+
+
+def _deploy(args: argparse.Namespace, screen: Screen) -> None:
+    deployment = ray_options.ray_deployment(args)
+    from headrace.ray_serve.launch import deploy  # noqa: PLC0415  Ray, an extra, and torch
+
+    deploy(deployment, screen.tell)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     serve_options.add_serve_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with what is found out at the start filled in")
@@ -477,6 +489,7 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "serve": (_add_serve, "serve models over HTTP and gRPC, by the KServe v2 protocol"),
+    "deploy": (_add_deploy, "serve a model on a Ray cluster, by Ray Serve; needs the extra ray"),
     "config": (
         _add_config,
         "print the server that file, environment and options describe, and where each value is from",
