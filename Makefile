@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PERF_ANALYZER := $(VENV)/perf_analyzer
 RESULTS ?= results
+FUZZ_S ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
-.PHONY: help bench test soak conformance check format proto clean
+.PHONY: help bench test soak fuzz conformance check format proto clean
 help:
 	@echo "make bench   set up, serve photographs with a published design and with the lanes, measure both, show the labels"
 	@echo "make test    set up and run all tests"
 	@echo "make soak    a million small requests on the CPU, every answer checked, memory watched"
+	@echo "make fuzz    fuzz what reads clients' bytes, FUZZ_S seconds for each target, with a corpus that is kept in .fuzz"
 	@echo "make conformance  NVIDIA's perf_analyzer against the server, over HTTP, gRPC and shared memory"
 	@echo "make check   formatting, lint, types, import contracts"
 	@echo "make format  rewrite the source in the project's format"
@@ -34,6 +37,12 @@ test: $(READY)
 
 soak: $(READY)
 	@SOAK_REQUESTS=1000000 $(BIN)/python -m pytest tests/soak $(PYTEST_OPTIONS)
+
+fuzz: $(READY)
+	@for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_S) -timeout=10 -rss_limit_mb=1024 -max_len=16384 \
+			-artifact_prefix=.fuzz/$$target- .fuzz/$$target || exit 1; \
+	done
 
 # A folder of its own, since the tests use a newer tritonclient. Of the wheels that bring perf_analyzer this one runs with
 # glibc 2.36; PyPI's package perf-analyzer is empty where its real wheels, for glibc 2.38, do not fit.

@@ -48,6 +48,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int = (
         0  # of the ring; 0: as the server thinks fit. It gives at least a largest batch, and no more than it may
     )
+    engine: int | None = None  # of the version; None: any
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):
@@ -55,6 +56,8 @@ class Granted(msgspec.Struct, frozen=True, tag="granted"):
 
     rows: int
     model: ServedModel
+    engine: int = 0  # which of the version's engines it is to
+    engines: tuple[int, ...] = (0,)  # all that are ready
 
 
 class Models(msgspec.Struct, frozen=True, tag="models"):
@@ -104,7 +107,7 @@ def decode_ask(body: bytes) -> Ask:
     """Raises TransportFailed for anything else."""
     try:
         return _asked(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransportFailed(f"no message that the ring's socket knows: {error}") from error
 
 
@@ -112,7 +115,7 @@ def decode_answer(body: bytes) -> Answer:
     """Raises TransportFailed for anything else."""
     try:
         return _answered(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransportFailed(f"no message that the ring's socket knows: {error}") from error
 
 

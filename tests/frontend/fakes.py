@@ -32,6 +32,10 @@ class FakeCall:
     def output(self, number):
         return self.input(number)  # outputs are the inputs
 
+    @property
+    def free_share(self):
+        return self._link.free_share
+
     async def answer(self):
         self._link.asked.append(self)
         if self._link.gate is not None:
@@ -53,6 +57,7 @@ class FakeLink:
 
     def __init__(self, rows=8, inputs=INPUTS, gate=None):
         self.model = ServedModel(name="m", version="1", inputs=inputs, outputs=inputs, max_batch_size=rows)
+        self.engine = 0
         self.total = rows
         self.leases = RowLeases(rows)
         self.tensors = [memoryview(bytearray(rows * spec.row_bytes)) for spec in inputs]

@@ -6,8 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.control import ServedModel
-from headrace.errors import DeadlineExceeded, EngineStopped, InvalidRequest, QueueFull, UnknownModel
+from headrace.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidRequest,
+    NotOffered,
+    QueueFull,
+    TransportFailed,
+    UnknownModel,
+)
 from headrace.frontend.board import FAILURES, Board
+from headrace.frontend.http.head import Refused
 from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import ModelFailed
 from headrace.frontend.service import NotReady, Service, all_statistics, model_statistics
@@ -25,6 +35,7 @@ class Call:
 
     def __init__(self, told=None):
         self.told = told
+        self.engine = 0
 
     def close(self):
         pass
@@ -35,6 +46,7 @@ class Link:
 
     def __init__(self, told=None, refusal=None, version="1"):
         self.model = model(version)
+        self.engine = 0
         self.in_flight = 3
         self.ring = SimpleNamespace(free_rows=10, layout=SimpleNamespace(rows=16))
         self._told = told
@@ -80,6 +92,10 @@ def test_an_answered_request_is_counted_with_its_stages():
         (ModelFailed("raised"), "model"),
         (EngineStopped("gone"), "lost"),
         (asyncio.CancelledError(), "cancelled"),
+        (Cancelled("left"), "cancelled"),
+        (Refused(408, "the body did not come in time"), "invalid"),
+        (NotOffered("no shared memory"), "invalid"),
+        (TransportFailed("no descriptors"), "internal"),
         (KeyError("ours"), "internal"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

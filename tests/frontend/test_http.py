@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+import time
 import zlib
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -210,6 +211,20 @@ async def test_connections_beyond_the_limit_are_told_so_and_closed():
 
 
 @on_loop
+async def test_connections_are_taken_though_every_round_of_the_event_loop_is_long():
+    async with serving() as world:
+        clients = [socket.create_connection(("127.0.0.1", world.port)) for _ in range(300)]
+        rounds = 0
+        while len(world.front._connections) < len(clients):
+            rounds += 1
+            assert rounds < 20, "one in a round would take 300"
+            time.sleep(0.05)  # as when hundreds of connections have work
+            await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+
+
+@on_loop
 async def test_a_body_too_large_is_refused_unread_and_the_client_that_sends_it_all_sees_why():
     async with serving(max_body_bytes=2000) as world:
         client = await world.connect()
@@ -378,6 +393,25 @@ async def test_clients_that_reset_their_connections_anywhere_leave_nothing(kind)
             client.writer.transport.abort()
         await world.until(lambda: not world.front._connections)
         assert link.in_flight == 0
+
+
+@pytest.mark.parametrize("end", ["the server stops", "the version is taken out"])
+@on_loop
+async def test_a_large_answer_is_sent_though_no_more_requests_are_taken_by_then(end):
+    link = FakeLink(inputs=LARGE, gate=asyncio.Event())
+    async with serving(link) as world:
+        client = await world.connect()
+        client.send(sized(bytes(4 << 20), "Inference-Header-Content-Length: 0"))
+        await world.until(lambda: link.asked)
+        service = world.front._shared.infer._service
+        if end == "the server stops":
+            service.draining = True
+        else:
+            service.retire(link)
+        link.gate.set()
+        answer = await client.answer()
+        assert answer.status == 200
+        assert answer.body.endswith(bytes(4 << 20))
 
 
 @on_loop

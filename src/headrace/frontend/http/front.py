@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from headrace.frontend.spans import Tracer
     from headrace.frontend_job import AccessSettings, HttpSettings
 
-BACKLOG = 1024
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no room for one more connection
+ROUND_S = 0.00025  # of the event loop, while it has little to do
+PAUSE_S = 0.1  # until there may be
+BACKLOG = 4096  # connections not accepted yet; the kernel drops more, and clients try again after seconds
 
 
 def make_front(
@@ -51,19 +55,65 @@ class Front:
         self.routes = shared.routes
         self._shared = shared
         self._context = server_context(access)
-        self._server: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
+        self._taking: set[asyncio.Task[None]] = set()
+        self._left_some_at: float | None = None  # when a round took all that it might
+        self._listener: socket.socket | None = None
         self._connections: dict[Stream, Connection | None] = {}  # None: refused, for want of room
 
     async def start(self, listener: socket.socket) -> None:
         """Take connections."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Stream(self._serve, self._lost),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=self._context,
-            ssl_handshake_timeout=self._shared.settings.header_timeout_s if self._context is not None else None,
-        )
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        self._listener = listener
+        self._loop.add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        """Take some of the connections that wait.
+
+        One in each round of the event loop, as the loop itself would, spreads them over the frontends while these have
+        little to do. Rounds get long where hundreds of connections have work, and those not taken yet would wait for
+        minutes (seen: 600 of 1,000 after ten seconds). After a round that left some, as many are taken as short rounds
+        would.
+        """
+        now = self._loop.time()
+        most = 1 if self._left_some_at is None else 1 + int((now - self._left_some_at) / ROUND_S)
+        self._left_some_at = now
+        self._accept_up_to(most)
+
+    def _accept_up_to(self, most: int) -> None:
+        assert self._listener is not None
+        for _ in range(min(most, BACKLOG)):
+            try:
+                accepted, _address = self._listener.accept()
+            except BlockingIOError:
+                self._left_some_at = None
+                return
+            except OSError as error:
+                if error.errno not in FULL:
+                    continue  # this one has gone again
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(PAUSE_S, self._accept_again)
+                return
+            task = self._loop.create_task(self._take(accepted))
+            self._taking.add(task)
+            task.add_done_callback(self._taking.discard)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: Stream(self._serve, self._lost),
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=self._shared.settings.header_timeout_s if self._context is not None else None,
+            )
+        except OSError:  # it has gone again, or speaks no TLS
+            accepted.close()
 
     @property
     def in_flight(self) -> int:
@@ -73,12 +123,16 @@ class Front:
     def stop_accepting(self) -> None:
         """Take no more connections; those that are there close with their next answer."""
         self._shared.stopping = True
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._accept_up_to(BACKLOG)  # they are told that the server ends
+            self._listener.close()
+            self._listener = None
 
     async def close(self) -> None:
         """End all connections; a request that has not been answered by now is given up."""
         self.stop_accepting()
+        await asyncio.gather(*self._taking, return_exceptions=True)
         streams = list(self._connections)
         for stream in streams:
             if stream.task is not None:
