@@ -18,11 +18,11 @@ from headrace.search.tune import TuneConfig
 # Options of `bench` that each set of options says, or that are the lanes' own.
 CHOSEN: dict[str, object] = {
     **dict.fromkeys(("num_workers", "max_batch_size", "buckets", "transport", "ring_slots")),
+    **dict.fromkeys(("compile_cache", "duration", "gpus")),
     **dict.fromkeys(("limits", "compile"), False),
     **{name: getattr(LanesConfig(), name) for name in LAUNCH_SWITCHES},
     "lane_depth": LanesConfig().depth,
-    "compile_cache": None,
-    "duration": None,
+    "engines_per_device": 1,
     "design": "lanes",
     "precision": "tf32",
     "client": "copy",

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from headrace.cli import build_parser
 from headrace.errors import InvalidOption, ModelError, RunFailed
 from headrace.search import optimiser, tune_report
 from headrace.search.capacity import Budget
@@ -15,6 +16,7 @@ from headrace.search.optimiser import WHOLE, OptunaOptimiser
 from headrace.search.space import Choice, Space, restricted, usual_space
 from headrace.search.tune import TuneConfig, Tuning
 from headrace.search.tune_report import Point, pareto
+from headrace.tune_options import configurer, tune_config
 from tests.search.queues import Clock, Queue, Told, md1_rate, trial_of
 
 BOUND = Bound(p99_s=0.1)
@@ -239,3 +241,13 @@ def test_optuna_is_not_imported_before_it_is_needed():
     assert (
         commands.subprocess.run([sys.executable, "-c", code], env=commands.environment(), check=False).returncode == 0
     )
+
+
+def test_the_command_makes_a_run_of_every_usual_set_of_options():
+    args = build_parser().parse_args(["tune", "--p99", "20ms", "--device", "cpu", "--batch-size", "4"])
+    config, configure = tune_config(args), configurer(args)
+    for choice in config.space.choices():
+        run = configure(choice)
+        assert run.design.num_workers == choice.workers
+        assert (run.lanes.buckets[-1], run.model.precision) == (choice.max_batch_size, choice.precision)
+        assert run.design.name == "lanes"
