@@ -279,7 +279,7 @@ def test_what_cannot_start_says_why(make, error, message):
 
 
 def test_a_model_whose_steps_it_would_leave_out_is_refused():
-    described = Described(torch.nn.Linear(2, 1), example={"x": b"12"}, inputs={"x": Bytes(8)}, preprocess=len)
+    described = Described(torch.nn.Linear(2, 1), example={"x": b"12"}, inputs={"x": Bytes(max_bytes=8)}, preprocess=len)
     with pytest.raises(InvalidOption, match="only headrace serve runs"):
         Engine(described, torch.randn(1, 2)).start()
 
