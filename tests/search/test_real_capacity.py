@@ -20,7 +20,7 @@ from tests import commands
 from tests.search.queues import Queue, md1_rate, mm1_rate, searched
 from tests.target.running import Silent
 
-SHORT = {"duration_s": 4.0, "level_duration_s": 1.0, "repeats": 2, "resolution": 0.05, "time_s": 75.0}
+SHORT = {"duration_s": 3.0, "level_duration_s": 1.0, "repeats": 2, "resolution": 0.05, "time_s": 50.0}
 NOISE = 0.15  # of the capacity, at most, that other programs on two busy cores may cost
 
 
