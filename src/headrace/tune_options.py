@@ -36,7 +36,8 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add_time_option(group)
     group.add_argument(
         "--search",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE,...",
         help=f"values of an option, as workers=1,2,4; keys: {', '.join(KEYS)} (default: what suits the device)",
