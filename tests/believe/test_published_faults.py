@@ -120,7 +120,7 @@ def test_the_gpu_is_asked_without_starting_a_process():
         assert not imported & {"subprocess", "multiprocessing", "asyncio.subprocess"}
 
 
-class Started(Exception):  # noqa: N818
+class Started(Exception):
     """Everybody has been started who is before the clock starts."""
 
 
