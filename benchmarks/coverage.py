@@ -398,10 +398,11 @@ def render(tables: dict[str, list[Row]], seed: int, trials: int, command: str) -
         f" seed {seed}, {trials:,} trials a row. Intervals are nominal 95 %; a share that is truly 95 % shows within"
         f" {spread:.1f} points of it in 19 rows of 20.",
         f"Runs are of 10,000 requests, where nothing else is said, after {SETTLED:,} that fill the queue. Processes"
-        f" differ in speed by {SPREAD:.0%} (standard deviation of the logarithm); the candidate's times are {FASTER} of the base's. Truth"
-        " is the ratio of the geometric means over all processes. One minus the share is the rate of false alarms where"
-        ' nothing differs, before any threshold; "base differs from itself" is how often the A/A pair of a comparison'
-        " (every other run against the rest) would void it. Advice of more than 200 more runs counts as not enough.",
+        f" differ in speed by {SPREAD:.0%} (standard deviation of the logarithm); the candidate's times are {FASTER} of"
+        " the base's. Truth is the ratio of the geometric means over all processes. One minus the share is the rate of"
+        ' false alarms where nothing differs, before any threshold; "base differs from itself" is how often the A/A'
+        " pair of a comparison (every other run against the rest) would void it. Advice of more than 200 more runs"
+        " counts as not enough.",
         *(_table(title, rows) for title, rows in tables.items()),
         *([f"Not computed yet: {missing} of {planned} rows. The same command goes on."] if missing else []),
     ]

@@ -117,8 +117,8 @@ def render(trials: Sequence[Trial], comparisons: Sequence[Comparison], command: 
 _HOW = (
     "Here: the verdict of `headrace compare RUNS:BASE RUNS:CANDIDATE`, where RUNS is that folder, by {few} runs or more"
     " of each side. With fewer than 5 every verdict is a hint, and with fewer than 4 there is no A/A pair. A claim held"
-    " where the verdict tells a difference in the claimed direction, did not hold where it tells one in the other, and else"
-    " could not be told.\n\n"
+    " where the verdict tells a difference in the claimed direction, did not hold where it tells one in the other, and"
+    " else could not be told.\n\n"
     "There: the published means and standard deviations of {published} runs. A claim is *supported* where Welch's test"
     " tells the difference at 5 %. It is *not to be told* where it does not, and the change is also smaller than the"
     " smallest that {published} runs of such spread tell in {power:.0f} % of experiments: the experiment was too small"
