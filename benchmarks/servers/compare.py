@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import report
 from catalog import SERVERS, Server
 from load import largest_error
 from settings import VARIABLE, Settings
 from tree import Sample, Tree, cores
 
+import report
 from headrace import nvml
 from headrace.bench import environment
 from headrace.bench.answers import tolerance
