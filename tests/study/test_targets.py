@@ -101,6 +101,12 @@ def test_what_must_be_alike_is_refused_where_it_is_not(other, difference):
         compare(BASE, side("candidate", other))
 
 
+def test_a_design_and_a_server_are_compared_on_demand_under_a_warning():
+    comparison = compare(BASE, side("candidate", *throughputs(FIVE, summary(batch_size=1))), allow_unlike=True)
+    assert "a design and a server by its URL" in comparison.warnings[0]
+    assert f"target.url: {OURS} -> none" in comparison.changed
+
+
 def test_runs_of_one_side_are_against_one_server():
     mixed = side("mixed", against(OURS), against(THEIRS))
     with pytest.raises(IncomparableRuns, match=f"http-resnet18 stands for {OURS} and {THEIRS}.*--label"):
