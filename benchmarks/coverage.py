@@ -28,6 +28,7 @@ from scipy.special import bdtrik, ndtri
 
 from headrace.bench.correlation import block_length
 from headrace.bench.steady import is_steady
+from headrace.bench.validity import backlog
 from headrace.errors import InvalidOption
 from headrace.study.finished import write_atomically
 from headrace.study.intervals import Runs, compare_runs, percentile_interval
@@ -60,18 +61,18 @@ class Sides:
     windows: Array  # [2, processes]
 
 
-def responses(rng: np.random.Generator, law: Law, load: float, shape: tuple[int, ...]) -> Array:
+def responses(rng: np.random.Generator, law: Law, load: float, shape: tuple[int, ...], settled: int = SETTLED) -> Array:
     """Simulate response times, mean service time 1, [..., requests], by Lindley's recursion in closed form.
 
     Source: D. V. Lindley, "The theory of queues with a single server", Mathematical Proceedings of the Cambridge
     Philosophical Society 48 (1952).
     """
     *runs, requests = shape
-    size = (*runs, requests + SETTLED)
+    size = (*runs, requests + settled)
     services = np.ones(size) if law == "M/D/1" else rng.exponential(1, size)
     steps = services[..., :-1] - rng.exponential(1 / load, size)[..., 1:]
     walk = np.concatenate((np.zeros((*runs, 1)), np.cumsum(steps, axis=-1)), axis=-1)
-    found: Array = (walk - np.minimum.accumulate(walk, axis=-1) + services)[..., SETTLED:]
+    found: Array = (walk - np.minimum.accumulate(walk, axis=-1) + services)[..., settled:]
     return found
 
 
@@ -302,6 +303,21 @@ def steady_row(rng: np.random.Generator, trials: int, law: Law, load: float, req
     return Row(what=f"{law}, load {load}, {requests:,} requests", trials=trials, shares=_shares(outcomes))
 
 
+def empty_row(rng: np.random.Generator, trials: int, law: Law, load: float, requests: int) -> Row:
+    """Try both tests of overload on runs whose queue is empty at first, as that of a server is."""
+    outcomes = []
+    for _ in range(trials):
+        scheduled = np.cumsum(rng.exponential(1e6 / load, requests)).astype(np.int64)
+        times = (responses(rng, law, load, (requests,), settled=0) * 1e6).astype(np.int64)
+        outcomes.append(
+            {
+                "response times: not steady": is_steady(scheduled, times).steady is False,
+                "number in the system: no latency exists": bool(backlog(scheduled, scheduled + times)),
+            }
+        )
+    return Row(what=f"{law}, load {load}, {requests:,} requests", trials=trials, shares=_shares(outcomes))
+
+
 Make = Callable[..., Row]
 LAWS: tuple[Law, ...] = ("M/D/1", "M/M/1")
 LOADS = (0.5, 0.8, 0.9)
@@ -325,6 +341,9 @@ TABLES: dict[str, tuple[tuple[Make, tuple[object, ...]], ...]] = {
     ),
     "p99 of one run": tuple(
         (single_row, (law, load, requests)) for requests in (20_000, 100_000) for law in LAWS for load in LOADS
+    ),
+    "Runs whose queue is empty at first, by both tests of overload": tuple(
+        (empty_row, (law, load, requests)) for law in LAWS for load in (0.9, 1.1) for requests in (200, 1_000, 4_000)
     ),
 }
 
@@ -378,11 +397,12 @@ def render(tables: dict[str, list[Row]], seed: int, trials: int, command: str) -
         f"`{command}`; Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__};"
         f" seed {seed}, {trials:,} trials a row. Intervals are nominal 95 %; a share that is truly 95 % shows within"
         f" {spread:.1f} points of it in 19 rows of 20.",
-        f"Runs are of 10,000 requests after {SETTLED:,} that fill the queue. Processes differ in speed by"
-        f" {SPREAD:.0%} (standard deviation of the logarithm); the candidate's times are {FASTER} of the base's. Truth"
-        " is the ratio of the geometric means over all processes. One minus the share is the rate of false alarms where"
-        ' nothing differs, before any threshold; "base differs from itself" is how often the A/A pair of a comparison'
-        " (every other run against the rest) would void it. Advice of more than 200 more runs counts as not enough.",
+        f"Runs are of 10,000 requests, where nothing else is said, after {SETTLED:,} that fill the queue. Processes"
+        f" differ in speed by {SPREAD:.0%} (standard deviation of the logarithm); the candidate's times are {FASTER} of"
+        " the base's. Truth is the ratio of the geometric means over all processes. One minus the share is the rate of"
+        ' false alarms where nothing differs, before any threshold; "base differs from itself" is how often the A/A'
+        " pair of a comparison (every other run against the rest) would void it. Advice of more than 200 more runs"
+        " counts as not enough.",
         *(_table(title, rows) for title, rows in tables.items()),
         *([f"Not computed yet: {missing} of {planned} rows. The same command goes on."] if missing else []),
     ]

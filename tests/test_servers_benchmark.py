@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "servers"))
 import load
+
 import report
 
 INPUTS = np.arange(4 * 6, dtype=np.float32).reshape(4, 6) + 1

@@ -69,6 +69,16 @@ def test_steady_queues_are_rarely_called_otherwise_and_overloaded_ones_mostly():
     assert coverage.steady_row(rng, 50, "M/D/1", 1.2, 5000).shares[called] == 1
 
 
+def test_of_two_tests_of_overload_one_is_seldom_wrong_and_the_other_sees_more():
+    steady, latency = "response times: not steady", "number in the system: no latency exists"
+    rng = np.random.default_rng(7)
+    stable = coverage.empty_row(rng, 400, "M/M/1", 0.9, 400).shares
+    assert stable[latency] < stable[steady], "what takes latencies away errs less often in short runs"
+    overloaded = coverage.empty_row(rng, 100, "M/D/1", 1.05, 4000).shares
+    assert overloaded[steady] > overloaded[latency], "what warns sees slighter overload"
+    assert coverage.empty_row(rng, 50, "M/M/1", 4.0, 50).shares == {steady: 0.0, latency: 1.0}
+
+
 def test_the_simulated_queue_is_the_one_of_the_textbook():
     rng = np.random.default_rng(6)
     exponential = coverage.responses(rng, "M/M/1", 0.5, (50, 20_000))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from headrace.bench import correlation, stats, steady
-from headrace.study import intervals, power, samples, verdict, welch
+from headrace.study import intervals, plan, power, samples, verdict, welch
+from tests.believe import test_faults_elsewhere, test_published_faults
 from tests.bench import test_correlation, test_stats, test_steady
-from tests.study import test_compare, test_intervals, test_samples
+from tests.study import test_compare, test_intervals, test_power, test_samples
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,34 @@ MUTATIONS = (
         "if itself and void:",
         "if False:",
         test_compare.test_a_base_that_differs_from_itself_voids_the_comparison,
+    ),
+    Mutation(
+        "a mean by a sum of nanoseconds",
+        stats,
+        "mean=float(values.mean())",
+        "mean=float(nanoseconds.sum()) / len(values) / NS_PER_S",
+        test_faults_elsewhere.test_a_mean_does_not_overflow_where_the_sum_of_nanoseconds_would,
+    ),
+    Mutation(
+        "all repeats of a cell back to back",
+        plan,
+        "return [run for repeat in range(config.repeats) for run in _block(cells, repeat, config.seed)]",
+        "return [each for cell in cells for each in [cell] * config.repeats]",
+        test_published_faults.test_a_drift_over_a_sweep_does_not_look_like_a_difference,
+    ),
+    Mutation(
+        "the share of trials that miss a difference for that of those that find it",
+        power,
+        "detectable(logs, power)",
+        "detectable(logs, 1 - power)",
+        test_power.test_more_runs_less_spread_and_less_power_tell_smaller_ratios,
+    ),
+    Mutation(
+        "a spread in the unit of the values for one of their logarithms",
+        power,
+        "std=math.sqrt(math.log1p((side.std / side.mean) ** 2))",
+        "std=side.std / 100",
+        test_power.test_more_runs_less_spread_and_less_power_tell_smaller_ratios,
     ),
 )
 

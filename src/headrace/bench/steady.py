@@ -30,6 +30,10 @@ def is_steady(scheduled_ns: npt.NDArray[np.int64], response_ns: npt.NDArray[np.i
     exact, one-sided at 1 %), and a straight line through them rises by half the mean response time or more. An
     overloaded queue shows both; so does a run that is too short for its queue to have filled. Neither counts.
 
+    `validity.backlog` takes a run's latencies away, and is another test: it sees requests without an answer, and runs
+    of 40 requests, and is wrong less often in short runs; of 5 to 10 % overload this one sees more.
+    `benchmarks/coverage.py` measures both on the same queues.
+
     Source: H. B. Mann, "Nonparametric tests against trend", Econometrica 13 (1945); of blocks, since successive
     response times of a queue depend on each other: `benchmarks/coverage.py` measures how often steady queues are
     called otherwise.

@@ -104,6 +104,11 @@ def backlog(scheduled: Moments, completed: Moments) -> list[str]:
     """Under open load, the number of requests in the system does not grow from quarter to quarter of the run.
 
     Where it does, what is measured is how long the run was: no latency exists. 0 as `completed` stands for no answer.
+
+    `steady.is_steady` asks the same of response times, and neither can do the other's work. This one takes a run's
+    latencies away, so it must seldom be wrong, must count requests that got no answer, and must see gross overload in
+    a run of 40 requests. `is_steady` only warns, so it may be wrong more often, and sees slighter overload.
+    `benchmarks/coverage.py` measures both on the same queues.
     """
     count = len(scheduled)
     if count < 40:

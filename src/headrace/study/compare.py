@@ -26,10 +26,11 @@ from headrace.study.finished import (
     has_wrong_answers,
     machine,
     revisions,
+    several_targets,
     unlike,
 )
 from headrace.study.intervals import Runs, own_variance, percentile_interval
-from headrace.study.quantities import AVERAGE, COMPARED, Quantity
+from headrace.study.quantities import AVERAGE, COMPARED, WARMUP, Quantity
 from headrace.study.samples import MeasuredRun, Sample, pooled_percentile, read_run
 from headrace.study.verdict import THRESHOLD, Compared, typical, verdict
 
@@ -108,12 +109,13 @@ class _Match:
 def parse_selection(text: str) -> Selection:
     """Read `PATH` or `PATH:EXPERIMENT`. A folder whose own name holds a colon is found as it is.
 
-    Raises InvalidOption where what follows the colon is no experiment and no such folder exists.
+    Runs against a server have its label as their experiment. Raises InvalidOption where neither folder exists and what
+    follows the colon is no design's experiment.
     """
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists():
         return Selection(path=Path(text))
-    if _EXPERIMENT.fullmatch(tail):
+    if _EXPERIMENT.fullmatch(tail) or Path(head).exists():
         return Selection(path=Path(head), experiment=tail)
     raise InvalidOption(
         f"{text}: {tail!r} is no experiment; after the colon stands one of"
@@ -145,15 +147,21 @@ def compare(
 ) -> Comparison:
     """Compare every cell that both sides have; goodput too, within `bound_s` or the runs' own bound.
 
-    Raises IncomparableRuns where they have none in common, where it is not clear what to compare with what,
-    and, unless `allow_unlike`, where more differs than the design, the number of workers and the code's
-    revision.
+    Raises IncomparableRuns where they have none in common, where it is not clear what to compare with what, where a
+    side's runs were made against several servers, and, unless `allow_unlike`, where more differs than the design, the
+    number of workers and the code's revision, or, of runs against a server, than the server.
     """
     runs = (*base.summaries, *candidate.summaries)
+    for side in (base, candidate):
+        if several := several_targets(side.summaries):
+            raise IncomparableRuns(
+                f"{side.label}: {'; '.join(several)}; runs of one side are repeats against one server: keep them in"
+                " separate folders, or measure with --label NAME and compare PATH:NAME"
+            )
     different = unlike(runs, differences)
     if different and not allow_unlike:
         raise IncomparableRuns(
-            f"{base.label} and {candidate.label} differ in more than the design: {'; '.join(different)};"
+            f"{base.label} and {candidate.label} differ in more than the design or server: {'; '.join(different)};"
             " measure them alike, or add --allow-unlike to compare all the same"
         )
     by_experiment = _by_experiment(base, candidate)
@@ -222,10 +230,14 @@ Read = Callable[[MeasuredRun], float | None]
 def _rows(
     base: Sequence[MeasuredRun], candidate: Sequence[MeasuredRun], threshold: float, bound_s: float | None
 ) -> Iterator[ComparedRow]:
+    by_url = any(run.summary.options.target for run in (*base, *candidate))
     for quantity, read in _quantities(bound_s):
+        if by_url and quantity is WARMUP:  # the server had been started before, and by others
+            continue
         ours, theirs = _values(quantity, read, base), _values(quantity, read, candidate)
         if ours.values and theirs.values:
-            yield _row(quantity, verdict(quantity, ours, theirs, threshold), _samples(base), _samples(candidate))
+            compared = verdict(quantity, ours, theirs, threshold)
+            yield _row(quantity, compared, *(_samples(_with_latency(runs)) for runs in (base, candidate)))
 
 
 def _quantities(bound_s: float | None) -> Iterator[tuple[Quantity, Read]]:
@@ -272,6 +284,10 @@ def _samples(runs: Sequence[MeasuredRun]) -> list[Sample] | None:
     return samples if len(samples) == len(runs) else None
 
 
+def _with_latency(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    return [run for run in runs if not run.overloaded]
+
+
 def _alone(label: str, runs: Sequence[MeasuredRun]) -> list[str]:
     """Return what can be said of a side's p99 where it has one run, of a steady load."""
     sample = runs[0].sample
@@ -292,11 +308,13 @@ def _remarks(side: Side) -> list[str]:
     bad = [run for run in side.summaries if not counts(run)]
     wrong = sum(has_wrong_answers(run) for run in bad)
     unsteady = [run.sample for run in side.runs if run.sample and run.sample.steadiness.steady is False]
+    overloaded = sum(run.overloaded for run in side.runs)
     without = sum(not run.has_records for run in side.runs)
     said = (
         (len(bad) - wrong, "failed; not averaged in"),
         (wrong, "had wrong answers; not averaged in"),
         (len(unsteady), f"not steady, as one: {unsteady[0].steadiness.reason}" if unsteady else ""),
+        (overloaded, "were sent more than was answered; no latency of theirs exists, and none is compared"),
         (without, "kept no requests; their values are those of their summaries, and no percentile is of all requests"),
     )
     return [f"{side.label}: {number} of {len(side.runs)} runs {what}" for number, what in said if number]

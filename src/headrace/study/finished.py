@@ -11,8 +11,8 @@ from typing import TypeAlias
 import msgspec
 
 from headrace.bench.environment import differences as environment_differences
-from headrace.bench.summary import FILE_NAME, Environment, RunSummary, load_summary
-from headrace.config import PUBLISHED_DESIGNS
+from headrace.bench.summary import FILE_NAME, Environment, RunSummary, TargetFacts, load_summary
+from headrace.config import PUBLISHED_DESIGNS, TargetConfig
 from headrace.errors import OutputError
 from headrace.study.plan import PlannedRun, load_plan
 
@@ -22,8 +22,8 @@ ERROR_SUFFIX = ".error"  # runs/NAME.error: why an attempt ended badly
 Differences: TypeAlias = Callable[[Environment, Environment], tuple[str, ...]]
 
 # What may differ between runs that are tabled or compared: the thing compared (design, and the number of
-# warm-up requests, which by default follows from its workers), the cell (batch size, compile), and what
-# touches no timing (where files lie, how long to wait for an answer that never comes).
+# warm-up requests, which by default follows from its workers; or the server), the cell (batch size, compile), and
+# what touches no timing (where files lie, how long to wait for an answer that never comes, what is right).
 _MAY_DIFFER = (
     "design.",
     "lanes.",
@@ -36,6 +36,8 @@ _MAY_DIFFER = (
     "load.warmup_iters",
     "load.stall_timeout_s",
     "load.keep_answers",
+    *(f"target.{name}" for name in ("url", "version", "label")),  # the thing compared, where it is a server
+    *(f"target.{name}" for name in ("reference", "check_model", "tolerance", "request_timeout_s")),
 )
 # Facts of torch that the environment does not hold. Not among them: threads, which the host divides by the
 # workers.
@@ -137,8 +139,8 @@ def experiments(runs: Iterable[RunSummary]) -> list[str]:
 def unlike(runs: Sequence[RunSummary], differences: Differences = environment_differences) -> tuple[str, ...]:
     """Return a line per option or fact of the environment that differs among the runs, at least 1.
 
-    Each is a reason for a difference in the numbers other than the design, and makes a comparison say
-    nothing.
+    Each is a reason for a difference in the numbers other than the design or the server, and makes a comparison
+    say nothing.
     """
     lines: dict[str, None] = {}
     first = _fullest(runs)
@@ -149,10 +151,29 @@ def unlike(runs: Sequence[RunSummary], differences: Differences = environment_di
     return tuple(lines)
 
 
+def several_targets(runs: Iterable[RunSummary]) -> tuple[str, ...]:
+    """Return a line per experiment whose runs were made against different servers, and so are no repeats."""
+    targets: dict[str, dict[str, None]] = {}
+    for run in runs:
+        if run.options.target is not None:
+            targets.setdefault(run.experiment, {})[_target(run.options.target)] = None
+    return tuple(f"{name} stands for {' and '.join(urls)}" for name, urls in targets.items() if len(urls) > 1)
+
+
 def machine(runs: Sequence[RunSummary]) -> str:
     """Describe where and with what the runs were made, in one line. Callers have refused unlike runs."""
     first = _fullest(runs)
     where, options = first.environment, first.options
+    if first.target is not None:
+        return "; ".join(
+            (
+                f"client on {where.cpu_model}, {where.cpu_count} CPUs",
+                f"model {options.model.name}",
+                f"input {', '.join(_payload(first.target))}",
+                options.load.words,
+                "headrace " + ", ".join(revisions(runs)),
+            )
+        )
     device = where.gpu_name if where.gpu_name and options.device != "cpu" else where.cpu_model
     parts = [
         device + (f" (driver {where.gpu_driver})" if where.gpu_driver else ""),
@@ -208,9 +229,25 @@ def _revision(environment: Environment) -> str:
 
 
 def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
+    """Return the options that differ and may not. A server's own are those of its requests: it may listen elsewhere."""
+    if (first.options.target is None) != (other.options.target is None):
+        kinds = ("a server by its URL" if run.options.target else "a design" for run in (first, other))
+        return [f"measured: {' and '.join(kinds)}"]
     ours, theirs = _flat_options(first), _flat_options(other)
     names = [name for name in ours | theirs if not name.startswith(_MAY_DIFFER)]
-    return [f"{name}: {ours[name]} and {theirs[name]}" for name in names if ours[name] != theirs[name]]
+    pairs = [(name, ours.get(name, "none"), theirs.get(name, "none")) for name in names]
+    if first.target is not None and other.target is not None:
+        pairs.append(("payload", ", ".join(_payload(first.target)), ", ".join(_payload(other.target))))
+    return [f"{name}: {one} and {another}" for name, one, another in pairs if one != another]
+
+
+def _payload(facts: TargetFacts) -> list[str]:
+    """Return what a request carried, without the inputs' names, which servers choose."""
+    return sorted(facts.inputs.values())
+
+
+def _target(target: TargetConfig) -> str:
+    return target.url + (f" (version {target.version})" if target.version else "")
 
 
 def _option_values(runs: Iterable[RunSummary]) -> dict[str, set[str]]:

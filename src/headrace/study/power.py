@@ -1,4 +1,4 @@
-"""How many more runs it would take until an interval is narrow enough to tell a difference that matters."""
+"""How many more runs it would take to tell a difference that matters, and how small a one some runs could tell."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from scipy.special import chdtri
 
-from headrace.study.welch import Moments, half_width
+from headrace.study.welch import Moments, detectable, half_width
 
 MOST = 200  # more runs than this is no advice
+POWER = 0.8  # of experiments, in how many a difference is to be found
 CAUTION = 0.8  # so likely is the cautious number enough, as far as the spread is to blame
 
 
@@ -42,6 +43,19 @@ def more_runs(spreads: Sequence[Moments], threshold: float) -> MoreRuns:
         for spread in spreads
     ]
     return MoreRuns(likely=_search(spreads, threshold), cautious=_search(wider, threshold))
+
+
+def smallest_ratio(base: Moments, candidate: Moments, power: float = POWER) -> float:
+    """Return the smallest ratio of means above 1 that so many runs of such spread tell in a share `power` of trials.
+
+    Downwards it is the inverse. By Welch's test at 5 % on logarithms, as `compare` does; the moments are of the values
+    themselves, above 0, and the spread of their logarithms is that of a log-normal law with the same two moments.
+    """
+    logs = [
+        Moments(mean=0.0, std=math.sqrt(math.log1p((side.std / side.mean) ** 2)), n=side.n)
+        for side in (base, candidate)
+    ]
+    return math.exp(detectable(logs, power))
 
 
 def _search(spreads: Sequence[Moments], threshold: float) -> int | None:

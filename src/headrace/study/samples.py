@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from headrace.bench import stats
+from headrace.bench import stats, validity
 from headrace.bench.record import Records, measured, read_records
 from headrace.bench.steady import Steadiness, is_steady
 from headrace.bench.summary import RunSummary
 from headrace.clock import NS_PER_S
+from headrace.config import OPEN_LOADS, LoadKind
 from headrace.errors import OutputError
 from headrace.study.finished import FoundRun
 
@@ -43,6 +44,7 @@ class MeasuredRun:
     summary: RunSummary
     sample: Sample | None = None  # None: no records were kept, or not every request was answered rightly
     has_records: bool = False
+    overloaded: bool = False  # the backlog grew all through the run: it has no latency
     repeat: int | None = None  # the block of a sweep
 
 
@@ -56,7 +58,16 @@ def read_run(found: FoundRun) -> MeasuredRun:
     records = _read(path)
     metrics = stats.compute(records, found.summary.options.load.bound_s)
     sample = _sample(records, metrics) if metrics.response_time and metrics.window_s else None
-    return MeasuredRun(summary=replace(found.summary, metrics=metrics), sample=sample, has_records=True, repeat=repeat)
+    overloaded = _overloaded(records, found.summary.options.load.kind)
+    if overloaded:
+        metrics = replace(metrics, response_time=None, service_time=None)
+    return MeasuredRun(
+        summary=replace(found.summary, metrics=metrics),
+        sample=sample,
+        has_records=True,
+        overloaded=overloaded,
+        repeat=repeat,
+    )
 
 
 def pooled_percentile(samples: Sequence[Sample], percentile: float) -> float:
@@ -69,6 +80,11 @@ def _read(path: Path) -> Records:
         return read_records(path)
     except (OSError, ValueError) as error:  # pyarrow's errors of damaged files are ValueErrors
         raise OutputError(f"{path}: cannot be read ({error}); remove the run, or measure it again") from error
+
+
+def _overloaded(records: Records, load: LoadKind) -> bool:
+    counted = measured(records)
+    return load in OPEN_LOADS and bool(validity.backlog(counted["scheduled_ns"], counted["completed_ns"]))
 
 
 def _sample(records: Records, metrics: stats.Metrics) -> Sample:

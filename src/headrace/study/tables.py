@@ -23,6 +23,7 @@ from headrace.study.finished import (
     has_wrong_answers,
     machine,
     revisions,
+    several_targets,
     unlike,
     write_atomically,
 )
@@ -66,7 +67,7 @@ def write_tables(
     Raises IncomparableRuns where the runs' environments or options are unlike, OutputError where a file
     cannot be written.
     """
-    if different := unlike(runs, differences):
+    if different := (*unlike(runs, differences), *several_targets(runs)):
         raise IncomparableRuns(
             "these runs cannot stand in one table, since more differs than the design: "
             + "; ".join(different)
