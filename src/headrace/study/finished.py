@@ -117,8 +117,14 @@ def experiments(runs: Iterable[RunSummary]) -> list[str]:
     return sorted({run.experiment for run in runs}, key=experiment_rank)
 
 
-def unlike(runs: Sequence[RunSummary], differences: Differences = environment_differences) -> tuple[str, ...]:
+def unlike(
+    runs: Sequence[RunSummary],
+    differences: Differences = environment_differences,
+    may_differ: tuple[str, ...] = _MAY_DIFFER,
+) -> tuple[str, ...]:
     """Return a line per option or fact of the environment that differs among the runs, at least 1.
+
+    `may_differ` are beginnings of the names of options that are left out.
 
     Each is a reason for a difference in the numbers other than the design, and makes a comparison say
     nothing.
@@ -126,7 +132,7 @@ def unlike(runs: Sequence[RunSummary], differences: Differences = environment_di
     lines: dict[str, None] = {}
     first = _fullest(runs)
     for run in runs:
-        lines |= dict.fromkeys(_differing_options(first, run))
+        lines |= dict.fromkeys(_differing_options(first, run, may_differ))
         lines |= dict.fromkeys(differences(first.environment, run.environment))
         lines |= dict.fromkeys(_differing_torch(first, run))
     return tuple(lines)
@@ -180,10 +186,11 @@ def _revision(environment: Environment) -> str:
     return environment.headrace + revision + (" with local changes" if environment.git_dirty else "")
 
 
-def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
+def _differing_options(first: RunSummary, other: RunSummary, may_differ: tuple[str, ...]) -> list[str]:
     ours, theirs = _flat_options(first), _flat_options(other)
-    names = [name for name in ours | theirs if not name.startswith(_MAY_DIFFER)]
-    return [f"{name}: {ours[name]} and {theirs[name]}" for name in names if ours[name] != theirs[name]]
+    names = [name for name in ours | theirs if not name.startswith(may_differ)]
+    pairs = ((name, ours.get(name, "none"), theirs.get(name, "none")) for name in names)
+    return [f"{name}: {one} and {another}" for name, one, another in pairs if one != another]
 
 
 def _flat_options(run: RunSummary) -> dict[str, str]:
