@@ -14,11 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, deployment_text, limits_options, options, serve_options, target_options
+from headrace import __version__, deployment_text, limits_options, options, plan_options, serve_options, target_options
 from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
+from headrace.capacity import picture
+from headrace.capacity import tables as plan_tables
+from headrace.capacity.observe import read_runs
+from headrace.capacity.plan import CapacityPlan, make_plan
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
@@ -376,6 +380,33 @@ def _limits(args: argparse.Namespace, screen: Screen) -> None:
         screen.out.print(f"files: {output_dir}/ ({', '.join(outcome.files)})", highlight=False, soft_wrap=True)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    plan_options.add_plan_options(parser)
+    parser.set_defaults(command=_plan)
+
+
+def _plan(args: argparse.Namespace, screen: Screen) -> None:
+    ask = plan_options.ask(args)
+    plan = make_plan(read_runs(args.runs), ask, args.rows, args.lanes or (), pauses=args.pauses)
+    if args.output_dir is not None:
+        _write_plan(plan, args.output_dir, screen)
+    if args.json:
+        sys.stdout.write(encode(plan).decode())
+        return
+    for words in plan_tables.all_tables(plan):
+        screen.out.print(plan_tables.for_terminal(words))
+    for note in (*plan.notes, *plan_tables.pause_notes(plan)):
+        screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_plan(plan: CapacityPlan, folder: Path, screen: Screen) -> None:
+    write_atomically(folder / "plan.json", encode(plan).decode())
+    write_atomically(folder / "plan.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
+    if not picture.draw(plan, folder / "plan.png"):
+        screen.tell("plan.png was not drawn: matplotlib is missing; install headrace[plots]")
+    screen.tell(f"files: {folder}/ (plan.md, plan.json, plan.png)")
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)")
     parser.add_argument("--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)")
@@ -435,6 +466,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "compare": (_add_compare, "say which of two sets of runs is better, and how sure that is"),
     "findings": (_add_findings, "set each published finding beside what a sweep of yours showed"),
     "limits": (_add_limits, "measure what no server of a model can exceed on this machine: copies, forward, messages"),
+    "plan": (_add_plan, "say how many GPUs a rate needs within a bound, from measured runs, and how sure that is"),
     "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
     "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
 }

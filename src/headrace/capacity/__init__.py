@@ -1,1 +1,1 @@
-"""How many GPUs a load needs: measured runs, a model of one engine that is fitted to them, and fleets of such engines."""
+"""How many GPUs a load needs: a model of one engine, fitted to measured runs, and fleets of such engines."""

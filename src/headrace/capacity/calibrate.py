@@ -41,13 +41,14 @@ class Pauses:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Seconds of requests in runs of one kind: from issue until the engine has it, and from its end until the answer."""
+    """Seconds of requests in alike runs: from issue until the engine has it, and from its end until the answer."""
 
     rows: int
     requests_per_s: float
     before: Seconds
     after: Seconds
     again: Seconds  # from an answer until the client has sent the next request, in a closed loop
+    pauses: Pauses  # of the host meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,7 @@ class Calibrated:
     idle_s: tuple[float, ...]  # by the law's rows: what a batch takes longer that finds its lane idle
     noise: Seconds  # a batch's time over the law's; median 1
     transports: tuple[Transport, ...]
-    pauses: Pauses
-    most_lanes: int
+    pauses: Pauses  # of all runs; the simulation takes those of the most alike ones
 
     def transport(self, rows: int, requests_per_s: float) -> Transport:
         """Return that of the most alike requests. Each costs the host time, so their rate counts as their rows do."""
@@ -77,14 +77,13 @@ def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
     fitted = [_fit_bucket(rows, runs) for rows in sorted({int(row) for run in runs for row in run.batches.buckets})]
     law = ServiceLaw(tuple(each.rows for each in fitted), tuple(each.curve for each in fitted))
     idle = tuple(each.idle_s for each in fitted)
-    none = Pauses(0.0, np.empty(0))
+    found = [_pauses_of(run, law, idle) if pauses else np.empty(0) for run in runs]
     return Calibrated(
         law=law,
         idle_s=idle,
         noise=_noise(runs, law, idle),
-        transports=tuple(_transports(runs)),
-        pauses=_pauses(runs, law, idle) if pauses else none,
-        most_lanes=max(run.setup.lanes for run in runs),
+        transports=tuple(_transports(runs, found)),
+        pauses=_together(runs, found),
     )
 
 
@@ -114,12 +113,10 @@ def _fit_bucket(rows: int, runs: Sequence[Observed]) -> _Bucket:
 
 
 def _level(running: Seconds) -> Seconds:
-    return np.rint(np.log2(running) * LEVELS_PER_DOUBLING)
+    return np.asarray(np.rint(np.log2(running) * LEVELS_PER_DOUBLING))
 
 
-def _points(
-    runs: Iterable[Observed], rows: int, chosen: Callable[[Observed], npt.NDArray[np.bool_]]
-) -> Points:
+def _points(runs: Iterable[Observed], rows: int, chosen: Callable[[Observed], npt.NDArray[np.bool_]]) -> Points:
     """Return for each level of enough batches the median: pauses make some late, and those told with them early."""
     running, seconds = _of_bucket(runs, rows, chosen)
     levels = _level(running)
@@ -188,7 +185,9 @@ def _filled_up(points: Points, alone: Points) -> Points:
 def expected_s(run: Observed, law: ServiceLaw, idle: Sequence[float]) -> Seconds:
     """Return what the law says of each of a run's batches."""
     batches = run.batches
-    times = np.array([law.at(rows, k) for rows, k in zip(batches.buckets.tolist(), batches.running.tolist(), strict=True)])
+    times = np.array(
+        [law.at(rows, k) for rows, k in zip(batches.buckets.tolist(), batches.running.tolist(), strict=True)]
+    )
     return times + np.where(batches.behind, 0.0, np.interp(batches.buckets, law.rows, idle))
 
 
@@ -215,18 +214,19 @@ def _lasting(factors: Seconds) -> float:
     return min(1.0, float(groups.mean(axis=1).std() * np.sqrt(ADDED_UP) / factors.std()))
 
 
-def _transports(runs: Sequence[Observed]) -> Iterable[Transport]:
+def _transports(runs: Sequence[Observed], pauses: Sequence[Seconds]) -> Iterable[Transport]:
     for cell in sorted({run.cell for run in runs}):
         alike = [run for run in runs if run.cell == cell]
+        found = _together(alike, [each for run, each in zip(runs, pauses, strict=True) if run.cell == cell])
         rate = float(np.mean([run.requests_per_s for run in alike]))
         rows, staged = alike[0].setup.rows, [run.records for run in alike if run.staged]
         again = np.concatenate([_again(run) for run in alike])
         if not staged:  # all is in the batches' own times
-            yield Transport(rows, rate, np.zeros(1), np.zeros(1), again)
+            yield Transport(rows, rate, np.zeros(1), np.zeros(1), again, found)
             continue
         before = np.concatenate([records["received_ns"] - records["issued_ns"] for records in staged]) / NS_PER_S
         after = np.concatenate([records["completed_ns"] - records["computed_ns"] for records in staged]) / NS_PER_S
-        yield Transport(rows, rate, before[before <= _latest(float(np.median(before)))], after, again)
+        yield Transport(rows, rate, before[before <= _latest(float(np.median(before)))], after, again, found)
 
 
 def _again(run: Observed) -> Seconds:
@@ -236,12 +236,11 @@ def _again(run: Observed) -> Seconds:
         return np.zeros(1)
     issued, completed = np.sort(run.records["issued_ns"]), np.sort(run.records["completed_ns"])
     gaps = np.maximum(issued[concurrency:] - completed[: len(issued) - concurrency], 0) / NS_PER_S
-    return gaps[gaps <= _latest(float(np.median(gaps)))]
+    return np.asarray(gaps[gaps <= _latest(float(np.median(gaps)))])
 
 
-def _pauses(runs: Sequence[Observed], law: ServiceLaw, idle: Sequence[float]) -> Pauses:
-    lengths = [_pauses_of(run, law, idle) for run in runs]
-    return Pauses(sum(map(len, lengths)) / sum(run.window_s for run in runs), np.concatenate(lengths))
+def _together(runs: Sequence[Observed], pauses: Sequence[Seconds]) -> Pauses:
+    return Pauses(sum(map(len, pauses)) / sum(run.window_s for run in runs), np.concatenate(pauses))
 
 
 def _pauses_of(run: Observed, law: ServiceLaw, idle: Sequence[float]) -> Seconds:

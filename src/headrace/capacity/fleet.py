@@ -21,7 +21,7 @@ from headrace.pipeline.batch import BatchingConfig
 SEARCHED = 6_000  # requests of a simulation while searching
 FINAL = 40_000  # of one whose numbers are told
 STEPS = 7  # of the bisection of a rate
-HIGHEST = 0.95  # of what an engine does at most: beyond that a queue takes too long to be steady
+HIGHEST = 0.9  # of what an engine does at most: the model may be wrong by a tenth
 QUIET = 0.01
 BACK_OFF = 0.97
 DELAYS = (1 / 8, 1 / 4)  # of the bound
@@ -115,7 +115,8 @@ def most_requests_per_s(model: Calibrated, setup: Setup) -> float:
     """Return what an engine answers with full batches on all lanes and the pauses that it has."""
     count = setup.batching.max_batch_size // setup.rows
     batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise.mean())
-    return setup.lanes * count / batch_s * (1 - min(model.pauses.share, 0.9))
+    rate = setup.lanes * count / batch_s
+    return rate * (1 - min(model.transport(setup.rows, rate).pauses.share, 0.9))
 
 
 def latency_at(model: Calibrated, setup: Setup, rate: float, seed: int, count: int = FINAL) -> Latency | None:
@@ -198,6 +199,7 @@ def fleet(model: Calibrated, choice: Choice, rate: float, ask: Ask, size: Bytes)
     latency = latency_at(model, choice.setup, rate / gpus, ask.seed)
     assert latency is not None  # its share is at most what the choice has been found to do
     left = gpus - per_node
+    carried = node_rate is None or (nodes - 1) * node_rate >= rate
     hours = gpus / 3600 / rate * 1e6
     return Fleet(
         rate=rate,
@@ -206,8 +208,8 @@ def fleet(model: Calibrated, choice: Choice, rate: float, ask: Ask, size: Bytes)
         proxies=None if ask.proxy_rate is None else math.ceil(rate / ask.proxy_rate),
         bound_by=bound_by,
         latency=latency,
-        degraded=latency_at(model, choice.setup, rate / left, ask.seed) if left > 0 else None,
-        gpus_with_spare=max(1, math.ceil(rate / choice.requests_per_s)) + per_node,
+        degraded=latency_at(model, choice.setup, rate / left, ask.seed) if left > 0 and carried else None,
+        gpus_with_spare=gpus + per_node,
         network_share=None if node_rate is None else rate / nodes / node_rate,
         gpu_hours_per_million=hours,
         cost_per_million=None if ask.gpu_hour_cost is None else hours * ask.gpu_hour_cost,

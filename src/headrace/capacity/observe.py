@@ -72,7 +72,8 @@ class Setup:
     def words(self) -> str:
         delay = f", delay {self.batching.max_queue_delay_us} us" if self.batching.max_queue_delay_us else ""
         buckets = " ".join(map(str, self.batching.buckets))
-        return f"{self.rows} rows, buckets {buckets}, {self.lanes} lanes of depth {self.depth}{delay}"
+        lanes = f"{self.lanes} lane{'s' if self.lanes > 1 else ''} of depth {self.depth}{delay}"
+        return f"{self.rows} row{'s' if self.rows > 1 else ''}, buckets {buckets}, {lanes}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,9 @@ def read_runs(paths: Sequence[Path]) -> list[Observed]:
 def _folders(path: Path) -> list[Path]:
     found = sorted(each.parent for each in path.rglob(FILE_NAME))
     if not found:
-        raise OutputError(f"{path}: no finished run there; name the folder of a run (it holds {FILE_NAME}) or of several")
+        raise OutputError(
+            f"{path}: no finished run there; name the folder of a run (it holds {FILE_NAME}) or of several"
+        )
     return found
 
 
@@ -210,9 +213,10 @@ def _batches(
     area = np.r_[0.0, np.cumsum(running[:-1] * np.diff(moments))]
     lasted = np.maximum(end - start, 1)
     # Moments are small numbers, so that float64 tells nanoseconds apart.
-    mean = (np.interp(end - moments[0], moments - moments[0], area) - np.interp(
-        start - moments[0], moments - moments[0], area
-    )) / lasted
+    mean = (
+        np.interp(end - moments[0], moments - moments[0], area)
+        - np.interp(start - moments[0], moments - moments[0], area)
+    ) / lasted
     return Batches(lasted / NS_PER_S, buckets, np.maximum(mean, 1.0), behind, sure, start)
 
 

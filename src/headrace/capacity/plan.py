@@ -106,8 +106,8 @@ def request_bytes(summaries: Sequence[RunSummary], rows: int) -> Bytes:
 
 
 def _curve(model: Calibrated, best: Choice, seed: int) -> dict[float, float]:
-    points = {share * best.requests_per_s: None for share in DRAWN}
-    found = {rate: latency_at(model, best.setup, rate, seed, DRAWN_REQUESTS) for rate in points}
+    rates = [share * best.requests_per_s for share in DRAWN]
+    found = {rate: latency_at(model, best.setup, rate, seed, DRAWN_REQUESTS) for rate in rates}
     return {rate: latency.p99 for rate, latency in found.items() if latency is not None}
 
 
@@ -129,7 +129,7 @@ def _pauses_found(model: Calibrated, runs: Sequence[Observed], best: Choice, ask
 def _notes(
     runs: Sequence[Observed], rows: int, asked: int | None, best: Choice, checked: Sequence[Checked], size: Bytes
 ) -> list[str]:
-    notes = [f"requests of {rows} rows" + ("" if asked else ", as the runs had (1 where they differ); see --rows")]
+    notes = [f"rows of a request: {rows}" + ("" if asked else ", as the runs had (1 where they differ); see --rows")]
     if best.outside:
         notes.append(f"EXTRAPOLATED beyond what was measured: {best.outside}; measure there before relying on it")
     if not runs[0].staged:

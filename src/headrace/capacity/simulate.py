@@ -11,9 +11,10 @@ can begin while another lasts; then it ends with the later.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,7 @@ class Fitted:
         self._model = model
         self._random = np.random.default_rng(seed)
         transport = model.transport(rows, requests_per_s)
+        self._pauses = transport.pauses
         self._before = _Drawn(transport.before, self._random)
         self._after = _Drawn(transport.after, self._random)
         self._again = _Drawn(transport.again, self._random)
@@ -87,7 +89,7 @@ class Fitted:
         return self._model.idle(rows)
 
     def next_pause(self) -> tuple[float, float] | None:
-        pauses = self._model.pauses
+        pauses = self._pauses
         if not pauses.per_s:
             return None
         return float(self._random.exponential(1 / pauses.per_s)), float(self._random.choice(pauses.lengths))
@@ -126,6 +128,12 @@ class Simulated:
     @property
     def samples_per_s(self) -> float:
         return len(self.issued_s) * self.rows / self.window_s
+
+
+class Happened(Protocol):
+    """An event of simpy that was given a value."""
+
+    value: Any
 
 
 class _Batch:
@@ -167,19 +175,19 @@ class _Engine:
         self.closed: deque[int] = deque()  # requests that are issued when one is answered
         self._pause_next()
 
-    def after(self, delay_s: float, act: object, value: object = None) -> None:
-        """Call `act(event)` later."""
+    def after(self, delay_s: float, act: Callable[[Any], None], value: float | None = None) -> None:
+        """Call `act(event)` later, the event with this value."""
         event = self.env.timeout(delay_s, value)
-        event.callbacks.append(act)  # type: ignore[union-attr,arg-type]  # None only once it has been called
+        event.callbacks.append(act)
 
     def issue(self, request: int) -> None:
         self.issued[request] = self.env.now
         self.after(self._service.before(), self._arrive, request)
 
-    def _issue(self, event: simpy.Event) -> None:
+    def _issue(self, event: Happened) -> None:
         self.issue(event.value)
 
-    def _arrive(self, event: simpy.Event) -> None:
+    def _arrive(self, event: Happened) -> None:
         self._waiting.append((len(self._order), self.env.now))
         self._order.append(event.value)
         self._act()
@@ -236,7 +244,7 @@ class _Engine:
         for request in self._order[batch.first : batch.first + batch.count]:
             self.after(self._service.after(), self._complete, request)
 
-    def _complete(self, event: simpy.Event) -> None:
+    def _complete(self, event: Happened) -> None:
         self.completed[event.value] = self.env.now
         self._left -= 1
         if self.closed:
@@ -259,7 +267,7 @@ class _Engine:
             next_s = min(batch.left * at(batch.rows, running) * batch.noise for batch in self._running)
             self.after(max(0.0, next_s), self._device, self._timer)
 
-    def _device(self, event: simpy.Event) -> None:
+    def _device(self, event: Happened) -> None:
         if event.value != self._timer:
             return
         self._advance()
@@ -279,7 +287,7 @@ class _Engine:
         if following is not None:
             self.after(following[0], self._pause, following[1])
 
-    def _pause(self, event: simpy.Event) -> None:
+    def _pause(self, event: Happened) -> None:
         if not self._left:
             return  # else the events would never end
         self._paused_until_s = max(self._paused_until_s, self.env.now + event.value)
