@@ -88,7 +88,7 @@ def test_runs_of_unlike_machines_are_refused(tmp_path):
     summary = summary_of(records)
     write_run(tmp_path / "a", records, summary)
     write_run(tmp_path / "b", records, replace(summary, environment=replace(summary.environment, gpu_name="T4")))
-    with pytest.raises(IncomparableRuns, match="GPU: .*H100.* and T4"):
+    with pytest.raises(IncomparableRuns, match=r"GPU: .*H100.* and T4"):
         read_runs([tmp_path / "a", tmp_path / "b"])
 
 

@@ -18,11 +18,11 @@ from headrace.capacity.simulate import Fitted, Simulated, poisson, simulate_open
 from headrace.errors import InvalidOption
 from headrace.pipeline.batch import BatchingConfig
 
-SEARCHED = 6_000  # requests of a simulation while searching
-FINAL = 40_000  # of one whose numbers are told
+SEARCHED = 5_000  # requests of a simulation while searching
+FINAL = 20_000  # of one whose numbers are told
 STEPS = 7  # of the bisection of a rate
 HIGHEST = 0.9  # of what an engine does at most: the model may be wrong by a tenth
-QUIET = 0.01
+QUIET = 0.01  # of what an engine does at most: requests that hardly ever meet
 BACK_OFF = 0.97
 DELAYS = (1 / 8, 1 / 4)  # of the bound
 ECDF = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)

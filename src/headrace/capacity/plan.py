@@ -30,7 +30,7 @@ from headrace.study.finished import machine
 SCHEMA_VERSION = 1
 ITEM_BYTES = {"float32": 4, "uint8": 1}
 DRAWN = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.04)  # of a GPU's rate: points of the picture
-DRAWN_REQUESTS = 10_000
+DRAWN_REQUESTS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

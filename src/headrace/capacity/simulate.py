@@ -65,7 +65,6 @@ class Fitted:
         self._after = _Drawn(transport.after, self._random)
         self._again = _Drawn(transport.again, self._random)
         self._noise = _Drawn(model.noise, self._random)
-        self._times: dict[tuple[int, int], float] = {}
 
     def before(self) -> float:
         return self._before()
@@ -80,10 +79,7 @@ class Fitted:
         return self._noise()
 
     def at(self, rows: int, running: int) -> float:
-        found = self._times.get((rows, running))
-        if found is None:
-            found = self._times[rows, running] = self._model.law.at(rows, running)
-        return found
+        return self._model.law.at(rows, running)
 
     def idle_s(self, rows: int) -> float:
         return self._model.idle(rows)
@@ -167,6 +163,7 @@ class _Engine:
         self._order: list[int] = []  # requests in the order of arrival
         self._running: list[_Batch] = []
         self._advanced_s = 0.0
+        self._by_running: dict[int, dict[int, float]] = {}
         self._timer = 0  # number of the one that counts
         self._paused_until_s = 0.0
         self._left = count
@@ -255,24 +252,33 @@ class _Engine:
         passed_s = self.env.now - self._advanced_s
         self._advanced_s = self.env.now
         running = len(self._running)
+        times = self._times(running)
         for batch in self._running:
-            batch.left -= passed_s / (self._service.at(batch.rows, running) * batch.noise)
+            batch.left -= passed_s / (times[batch.rows] * batch.noise)
+
+    def _times(self, running: int) -> dict[int, float]:
+        """Return what each bucket takes beside so many; every event asks for it."""
+        found = self._by_running.get(running)
+        if found is None:
+            found = {rows: self._service.at(rows, running) for rows in self._setup.batching.buckets}
+            self._by_running[running] = found
+        return found
 
     def _set_timer(self) -> None:
         """Look again when the first of what runs ends, unless that changes before."""
         running = len(self._running)
         self._timer += 1
         if running:
-            at = self._service.at
-            next_s = min(batch.left * at(batch.rows, running) * batch.noise for batch in self._running)
+            times = self._times(running)
+            next_s = min([batch.left * times[batch.rows] * batch.noise for batch in self._running])
             self.after(max(0.0, next_s), self._device, self._timer)
 
     def _device(self, event: Happened) -> None:
         if event.value != self._timer:
             return
         self._advance()
-        at, running = self._service.at, len(self._running)
-        ended = [batch for batch in self._running if batch.left * at(batch.rows, running) * batch.noise <= _DONE_S]
+        times = self._times(len(self._running))
+        ended = [batch for batch in self._running if batch.left * times[batch.rows] * batch.noise <= _DONE_S]
         for batch in ended:
             batch.done = True
             batch.lane.queue.popleft()
