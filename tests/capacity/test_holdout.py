@@ -102,12 +102,14 @@ def test_the_real_dispatcher_does_what_is_predicted_of_another_batch_size_number
         ]
         checked = {run.name: each for run, each in zip(runs, leave_one_out(runs, seed=0), strict=True)}
         # The two in the middle lie within what the others measured; "two lanes" has no other run of two lanes.
-        errors = [(checked[name].throughput_error, checked[name].p99_error) for name in ("between", "lone")]
+        queued, lone = checked["between"], checked["lone"]
+        # With one in flight, p99 of 150 is the second longest pause of the machine, which no other run can tell.
+        errors = [queued.throughput_error, lone.throughput_error, queued.p99_error / 2, lone.p50_error / 2]
         tried.append(errors)
-        if all(abs(throughput) < 0.1 and abs(p99) < 0.2 for throughput, p99 in errors):
+        if max(map(abs, errors)) < 0.1:
             break
     else:
-        raise AssertionError(f"errors of throughput and p99: {tried}")
+        raise AssertionError(f"errors of throughput, twice, and half of those of p99 and p50: {tried}")
     assert checked["two lanes"].outside is not None
     assert "batches at once" in checked["two lanes"].outside
 

@@ -1,6 +1,7 @@
 """A plan from runs: sizes that follow from the parts, what is refused, and the command from end to end."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -103,11 +104,13 @@ def test_the_picture_has_fewer_and_more_gpus_than_the_plan():
 
 def command(capsys, *words):
     """Return the exit code and what was printed."""
-    code = 0
+    code, handler = 0, signal.getsignal(signal.SIGTERM)
     try:
         cli.main(["plan", *map(str, words)])
     except SystemExit as end:
         code = end.code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     return code, *capsys.readouterr()
 
 
@@ -124,16 +127,16 @@ def test_the_command_writes_page_picture_and_json_with_the_models_own_error(tmp_
     assert len(plan["checked"]) == 2
     assert any("error of predicted throughput on 2 configurations" in note for note in plan["notes"])
     assert plan["bytes"]["sent"] == 8 * 3 * 250 * 250 * 4
-    assert json.loads((folder / "plan.json").read_text()) == plan
-    page = (folder / "plan.md").read_text()
+    assert json.loads((folder / "capacity.json").read_text()) == plan
+    page = (folder / "capacity.md").read_text()
     assert "p99 within 25 ms" in page
     assert "When one node of 8 GPUs fails" in page
     assert "each configuration predicted from all others" in page
-    assert (folder / "plan.png").stat().st_size > 10_000
+    assert (folder / "capacity.png").stat().st_size > 10_000
 
 
 def test_the_command_marks_what_lies_beyond_the_runs(capsys):
-    code, out, _ = command(capsys, "--rate", 1000, "--p99", "50ms", "--rows", 8, "--lanes", 20, *RUNS)
+    code, out, _ = command(capsys, "--rate", 1000, "--p99", "50ms", "--lanes", 20, "--rates", 2000, *RUNS[:2])
     assert code == 0
     assert "EXTRAPOLATED" in out
     assert "batches at once: measured were up to" in " ".join(out.split())
@@ -178,7 +181,7 @@ def test_runs_of_a_server_by_its_url_are_planned_from_requests_alone(tmp_path, c
         write_run(
             tmp_path / str(number), records, replace(summary, options=replace(summary.options, load=load), target=facts)
         )
-    code, out, err = command(capsys, "--rate", 1000, "--p99", "25ms", "--json", "--runs", tmp_path)
+    code, out, err = command(capsys, "--rate", 1000, "--p99", "25ms", "--json", "--rates", 2000, "--runs", tmp_path)
     assert code == 0, err
     plan = json.loads(out)
     assert any("the runs show no stages of the server" in note for note in plan["notes"])

@@ -20,6 +20,8 @@ from headrace.clock import NS_PER_S
 
 LEAST = 20  # batches that a level of the law is taken from
 LEAST_SHARE = 0.1  # of a run's batches
+STEEPNESS = 2.0  # runs whose requests differ by a factor of e in rows or rate weigh e^2 times less
+MIXED = 20_000  # values that stand for a mix of distributions
 ADDED_UP = 8  # batches that follow each other on a lane
 LATE_TIMES = 3.0  # times the median: later than that is a pause
 LATE_S = 0.5e-3  # and by at least so much
@@ -59,17 +61,50 @@ class Calibrated:
     idle_s: tuple[float, ...]  # by the law's rows: what a batch takes longer that finds its lane idle
     noise: Seconds  # a batch's time over the law's; median 1
     transports: tuple[Transport, ...]
-    pauses: Pauses  # of all runs; the simulation takes those of the most alike ones
+    pauses: Pauses  # of all runs together; the simulation mixes them as it does transports
 
-    def transport(self, rows: int, requests_per_s: float) -> Transport:
-        """Return that of the most alike requests. Each costs the host time, so their rate counts as their rows do."""
-        return min(
-            self.transports,
-            key=lambda each: abs(log(each.rows / rows)) + abs(log(each.requests_per_s / requests_per_s)),
+    def alike(self, rows: int, requests_per_s: float, random: np.random.Generator) -> Transport:
+        """Mix those of the runs, the more of each the more alike its requests were in rows and rate.
+
+        Each request costs the host time, so their rate counts as their rows do. A mix changes little by little with the
+        rate, where the most alike alone would change at once.
+        """
+        weights = self._weights(rows, requests_per_s)
+        paused = weights * [each.pauses.per_s for each in self.transports]
+        return Transport(
+            rows=rows,
+            requests_per_s=requests_per_s,
+            before=_mixed([each.before for each in self.transports], weights, random),
+            after=_mixed([each.after for each in self.transports], weights, random),
+            again=_mixed([each.again for each in self.transports], weights, random),
+            pauses=Pauses(
+                float(paused.sum()), _mixed([each.pauses.lengths for each in self.transports], paused, random)
+            ),
         )
+
+    def paused_share(self, rows: int, requests_per_s: float) -> float:
+        """Return the share of the time that the host stands still with such requests."""
+        shares = [each.pauses.share for each in self.transports]
+        return float((self._weights(rows, requests_per_s) * shares).sum())
+
+    def _weights(self, rows: int, requests_per_s: float) -> Seconds:
+        distances = np.array(
+            [abs(log(each.rows / rows)) + abs(log(each.requests_per_s / requests_per_s)) for each in self.transports]
+        )
+        weights = np.exp(-STEEPNESS * (distances - distances.min()))
+        return np.asarray(weights / weights.sum())
 
     def idle(self, rows: int) -> float:
         return float(np.interp(rows, self.law.rows, self.idle_s))
+
+
+def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Generator) -> Seconds:
+    """Draw from each as many as its weight says; nothing where no weight is."""
+    total = float(weights.sum())
+    if not total:
+        return np.empty(0)
+    counts = np.rint(weights / total * MIXED).astype(int)
+    return np.concatenate([random.choice(each, count) for each, count in zip(values, counts, strict=True) if count])
 
 
 def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:

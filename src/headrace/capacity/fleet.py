@@ -18,8 +18,9 @@ from headrace.capacity.simulate import Fitted, Simulated, poisson, simulate_open
 from headrace.errors import InvalidOption
 from headrace.pipeline.batch import BatchingConfig
 
-SEARCHED = 5_000  # requests of a simulation while searching
-FINAL = 20_000  # of one whose numbers are told
+# Of a simulation, while searching and where its numbers are told: so long that pauses are no chance, within reason.
+SEARCHED_S, SEARCHED = 1.0, (3_000, 30_000)  # requests at least and at most
+FINAL_S, FINAL = 3.0, (8_000, 60_000)
 STEPS = 7  # of the bisection of a rate
 HIGHEST = 0.9  # of what an engine does at most: the model may be wrong by a tenth
 QUIET = 0.01  # of what an engine does at most: requests that hardly ever meet
@@ -116,13 +117,15 @@ def most_requests_per_s(model: Calibrated, setup: Setup) -> float:
     count = setup.batching.max_batch_size // setup.rows
     batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise.mean())
     rate = setup.lanes * count / batch_s
-    return rate * (1 - min(model.transport(setup.rows, rate).pauses.share, 0.9))
+    return rate * (1 - min(model.paused_share(setup.rows, rate), 0.9))
 
 
-def latency_at(model: Calibrated, setup: Setup, rate: float, seed: int, count: int = FINAL) -> Latency | None:
+def latency_at(model: Calibrated, setup: Setup, rate: float, seed: int, *, searching: bool = False) -> Latency | None:
     """Simulate one GPU under Poisson arrivals; None where it answers fewer than come."""
     if rate > most_requests_per_s(model, setup):
         return None
+    lasting_s, (least, most) = (SEARCHED_S, SEARCHED) if searching else (FINAL_S, FINAL)
+    count = min(max(least, round(rate * lasting_s)), most)
     service = Fitted(model, setup.rows, rate, seed)
     return Latency.of(simulate_open(setup, service, poisson(rate, count, seed)))
 
@@ -135,7 +138,7 @@ def choose(model: Calibrated, tried: Sequence[Setup], ask: Ask) -> list[Choice]:
     by_bucket: dict[int, Choice] = {}
     smallest_s = math.inf
     for setup in sorted(tried, key=lambda each: -most_requests_per_s(model, each)):
-        quiet = latency_at(model, setup, QUIET * most_requests_per_s(model, setup), ask.seed, SEARCHED)
+        quiet = latency_at(model, setup, QUIET * most_requests_per_s(model, setup), ask.seed, searching=True)
         assert quiet is not None
         smallest_s = min(smallest_s, quiet.p99)
         best = by_bucket.get(setup.batching.max_batch_size)
@@ -162,8 +165,8 @@ def _largest(model: Calibrated, setup: Setup, ask: Ask, best: Choice | None) -> 
     """Bisect the rate; None where it keeps the bound at no higher rate than `best` does."""
     most = most_requests_per_s(model, setup)
 
-    def keeps(rate: float, count: int = SEARCHED) -> Latency | None:
-        latency = latency_at(model, setup, rate, ask.seed, count)
+    def keeps(rate: float, *, searching: bool = True) -> Latency | None:
+        latency = latency_at(model, setup, rate, ask.seed, searching=searching)
         return latency if latency and latency.p99 <= ask.bound_s else None
 
     low, high = (best.requests_per_s if best else QUIET * most), HIGHEST * most
@@ -174,7 +177,7 @@ def _largest(model: Calibrated, setup: Setup, ask: Ask, best: Choice | None) -> 
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
-    while not (latency := keeps(low, FINAL)):
+    while not (latency := keeps(low, searching=False)):
         low *= BACK_OFF
     if best and low <= best.requests_per_s:
         return None

@@ -30,7 +30,6 @@ from headrace.study.finished import machine
 SCHEMA_VERSION = 1
 ITEM_BYTES = {"float32": 4, "uint8": 1}
 DRAWN = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.04)  # of a GPU's rate: points of the picture
-DRAWN_REQUESTS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +106,7 @@ def request_bytes(summaries: Sequence[RunSummary], rows: int) -> Bytes:
 
 def _curve(model: Calibrated, best: Choice, seed: int) -> dict[float, float]:
     rates = [share * best.requests_per_s for share in DRAWN]
-    found = {rate: latency_at(model, best.setup, rate, seed, DRAWN_REQUESTS) for rate in rates}
+    found = {rate: latency_at(model, best.setup, rate, seed) for rate in rates}
     return {rate: latency.p99 for rate, latency in found.items() if latency is not None}
 
 

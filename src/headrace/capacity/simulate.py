@@ -59,7 +59,7 @@ class Fitted:
         """Take the transport of requests of so many rows at such a rate."""
         self._model = model
         self._random = np.random.default_rng(seed)
-        transport = model.transport(rows, requests_per_s)
+        transport = model.alike(rows, requests_per_s, self._random)
         self._pauses = transport.pauses
         self._before = _Drawn(transport.before, self._random)
         self._after = _Drawn(transport.after, self._random)
