@@ -50,7 +50,6 @@ class Transport:
     before: Seconds
     after: Seconds
     again: Seconds  # from an answer until the client has sent the next request, in a closed loop
-    pauses: Pauses  # of the host meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Calibrated:
     idle_s: tuple[float, ...]  # by the law's rows: what a batch takes longer that finds its lane idle
     noise: Seconds  # a batch's time over the law's; median 1
     transports: tuple[Transport, ...]
-    pauses: Pauses  # of all runs together; the simulation mixes them as it does transports
+    pauses: Pauses  # of all runs together: they are the machine's
 
     def alike(self, rows: int, requests_per_s: float, random: np.random.Generator) -> Transport:
         """Mix those of the runs, the more of each the more alike its requests were in rows and rate.
@@ -70,22 +69,13 @@ class Calibrated:
         rate, where the most alike alone would change at once.
         """
         weights = self._weights(rows, requests_per_s)
-        paused = weights * [each.pauses.per_s for each in self.transports]
         return Transport(
             rows=rows,
             requests_per_s=requests_per_s,
             before=_mixed([each.before for each in self.transports], weights, random),
             after=_mixed([each.after for each in self.transports], weights, random),
             again=_mixed([each.again for each in self.transports], weights, random),
-            pauses=Pauses(
-                float(paused.sum()), _mixed([each.pauses.lengths for each in self.transports], paused, random)
-            ),
         )
-
-    def paused_share(self, rows: int, requests_per_s: float) -> float:
-        """Return the share of the time that the host stands still with such requests."""
-        shares = [each.pauses.share for each in self.transports]
-        return float((self._weights(rows, requests_per_s) * shares).sum())
 
     def _weights(self, rows: int, requests_per_s: float) -> Seconds:
         distances = np.array(
@@ -99,11 +89,8 @@ class Calibrated:
 
 
 def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Generator) -> Seconds:
-    """Draw from each as many as its weight says; nothing where no weight is."""
-    total = float(weights.sum())
-    if not total:
-        return np.empty(0)
-    counts = np.rint(weights / total * MIXED).astype(int)
+    """Draw from each as many as its weight says; the weights sum to 1."""
+    counts = np.rint(weights * MIXED).astype(int)
     return np.concatenate([random.choice(each, count) for each, count in zip(values, counts, strict=True) if count])
 
 
@@ -117,7 +104,7 @@ def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
         law=law,
         idle_s=idle,
         noise=_noise(runs, law, idle),
-        transports=tuple(_transports(runs, found)),
+        transports=tuple(_transports(runs)),
         pauses=_together(runs, found),
     )
 
@@ -249,19 +236,18 @@ def _lasting(factors: Seconds) -> float:
     return min(1.0, float(groups.mean(axis=1).std() * np.sqrt(ADDED_UP) / factors.std()))
 
 
-def _transports(runs: Sequence[Observed], pauses: Sequence[Seconds]) -> Iterable[Transport]:
+def _transports(runs: Sequence[Observed]) -> Iterable[Transport]:
     for cell in sorted({run.cell for run in runs}):
         alike = [run for run in runs if run.cell == cell]
-        found = _together(alike, [each for run, each in zip(runs, pauses, strict=True) if run.cell == cell])
         rate = float(np.mean([run.requests_per_s for run in alike]))
         rows, staged = alike[0].setup.rows, [run.records for run in alike if run.staged]
         again = np.concatenate([_again(run) for run in alike])
         if not staged:  # all is in the batches' own times
-            yield Transport(rows, rate, np.zeros(1), np.zeros(1), again, found)
+            yield Transport(rows, rate, np.zeros(1), np.zeros(1), again)
             continue
         before = np.concatenate([records["received_ns"] - records["issued_ns"] for records in staged]) / NS_PER_S
         after = np.concatenate([records["completed_ns"] - records["computed_ns"] for records in staged]) / NS_PER_S
-        yield Transport(rows, rate, before[before <= _latest(float(np.median(before)))], after, again, found)
+        yield Transport(rows, rate, before[before <= _latest(float(np.median(before)))], after, again)
 
 
 def _again(run: Observed) -> Seconds:

@@ -20,7 +20,7 @@ from headrace.pipeline.batch import BatchingConfig
 
 # Of a simulation, while searching and where its numbers are told: so long that pauses are no chance, within reason.
 SEARCHED_S, SEARCHED = 1.0, (3_000, 30_000)  # requests at least and at most
-FINAL_S, FINAL = 3.0, (8_000, 60_000)
+FINAL_S, FINAL = 3.0, (8_000, 100_000)
 STEPS = 7  # of the bisection of a rate
 HIGHEST = 0.9  # of what an engine does at most: the model may be wrong by a tenth
 QUIET = 0.01  # of what an engine does at most: requests that hardly ever meet
@@ -117,7 +117,7 @@ def most_requests_per_s(model: Calibrated, setup: Setup) -> float:
     count = setup.batching.max_batch_size // setup.rows
     batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise.mean())
     rate = setup.lanes * count / batch_s
-    return rate * (1 - min(model.paused_share(setup.rows, rate), 0.9))
+    return rate * (1 - min(model.pauses.share, 0.9))
 
 
 def latency_at(model: Calibrated, setup: Setup, rate: float, seed: int, *, searching: bool = False) -> Latency | None:

@@ -60,7 +60,8 @@ class Fitted:
         self._model = model
         self._random = np.random.default_rng(seed)
         transport = model.alike(rows, requests_per_s, self._random)
-        self._pauses = transport.pauses
+        self._pauses = model.pauses
+        self._when = np.random.default_rng((seed, 1))  # apart, so that pauses come alike at every rate
         self._before = _Drawn(transport.before, self._random)
         self._after = _Drawn(transport.after, self._random)
         self._again = _Drawn(transport.again, self._random)
@@ -88,7 +89,7 @@ class Fitted:
         pauses = self._pauses
         if not pauses.per_s:
             return None
-        return float(self._random.exponential(1 / pauses.per_s)), float(self._random.choice(pauses.lengths))
+        return float(self._when.exponential(1 / pauses.per_s)), float(self._when.choice(pauses.lengths))
 
 
 class _Drawn:

@@ -60,9 +60,9 @@ def pause_notes(plan: CapacityPlan) -> list[str]:
     if found is None:
         return ["no pauses of the host were seen, or they were left out; p99 has none in it"]
     return [
-        "pauses of the host are in all latencies, mixed from the runs by likeness in rows and rate. In all runs there"
-        f" were {found.per_s:.3g} per second of {_ms(found.mean_s)} ms (longest {_ms(found.max_s)}), {found.share:.1%} of"
-        f" the time. Without any, p99 of one GPU at its rate would be {_ms(found.p99_without_s)} ms"
+        "pauses of the host are in all latencies, as the runs have them together:"
+        f" {found.per_s:.3g} per second of {_ms(found.mean_s)} ms (longest {_ms(found.max_s)}), {found.share:.1%}"
+        f" of the time. Without any, p99 of one GPU at its rate would be {_ms(found.p99_without_s)} ms"
     ]
 
 
