@@ -21,6 +21,7 @@ from headrace import (
     deployment_text,
     limits_options,
     options,
+    plan_options,
     ray_options,
     serve_options,
     target_options,
@@ -36,6 +37,10 @@ from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
 from headrace.gpus import require_free_memory, unlike_note
+from headrace.planning import picture
+from headrace.planning import tables as plan_tables
+from headrace.planning.observe import read_runs
+from headrace.planning.plan import CapacityPlan, make_plan
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
@@ -498,6 +503,33 @@ def _limits(args: argparse.Namespace, screen: Screen) -> None:
         screen.out.print(f"files: {output_dir}/ ({', '.join(outcome.files)})", highlight=False, soft_wrap=True)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    plan_options.add_plan_options(parser)
+    parser.set_defaults(command=_plan)
+
+
+def _plan(args: argparse.Namespace, screen: Screen) -> None:
+    ask = plan_options.ask(args)
+    plan = make_plan(read_runs(args.runs), ask, args.rows, args.lanes or (), pauses=args.pauses)
+    if args.output_dir is not None:
+        _write_plan(plan, args.output_dir, screen)
+    if args.json:
+        sys.stdout.write(encode(plan).decode())
+        return
+    for words in plan_tables.all_tables(plan):
+        screen.out.print(plan_tables.for_terminal(words))
+    for note in (*plan.notes, *plan_tables.pause_notes(plan)):
+        screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_plan(plan: CapacityPlan, folder: Path, screen: Screen) -> None:
+    write_atomically(folder / "capacity.json", encode(plan).decode())
+    write_atomically(folder / "capacity.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
+    if not picture.draw(plan, folder / "capacity.png"):
+        screen.tell("capacity.png was not drawn: matplotlib is missing; install headrace[plots]")
+    screen.tell(f"files: {folder}/ (capacity.md, capacity.json, capacity.png)")
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet18", metavar="NAME", help="a torchvision model (default: resnet18)")
     parser.add_argument("--model-dir", type=Path, default=Path(), metavar="DIR", help="where to put it (default: .)")
@@ -570,6 +602,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         "show what finished runs say, as one page with tables and plots, made from their raw files",
     ),
     "limits": (_add_limits, "measure what no server of a model can exceed on this machine: copies, forward, messages"),
+    "plan": (_add_plan, "say how many GPUs a rate needs within a bound, from measured runs, and how sure that is"),
     "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
     "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
 }

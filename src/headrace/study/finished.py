@@ -136,16 +136,21 @@ def experiments(runs: Iterable[RunSummary]) -> list[str]:
     return sorted({run.experiment for run in runs}, key=experiment_rank)
 
 
-def unlike(runs: Sequence[RunSummary], differences: Differences = environment_differences) -> tuple[str, ...]:
+def unlike(
+    runs: Sequence[RunSummary],
+    differences: Differences = environment_differences,
+    may_differ: tuple[str, ...] = _MAY_DIFFER,
+) -> tuple[str, ...]:
     """Return a line per option or fact of the environment that differs among the runs, at least 1.
 
     Each is a reason for a difference in the numbers other than the design or the server, and makes a comparison
     say nothing.
+    `may_differ` are beginnings of the names of options that are left out.
     """
     lines: dict[str, None] = {}
     first = _fullest(runs)
     for run in runs:
-        lines |= dict.fromkeys(_differing_options(first, run))
+        lines |= dict.fromkeys(_differing_options(first, run, may_differ))
         lines |= dict.fromkeys(differences(first.environment, run.environment))
         lines |= dict.fromkeys(_differing_torch(first, run))
     return tuple(lines)
@@ -228,13 +233,13 @@ def _revision(environment: Environment) -> str:
     return environment.headrace + revision + (" with local changes" if environment.git_dirty else "")
 
 
-def _differing_options(first: RunSummary, other: RunSummary) -> list[str]:
+def _differing_options(first: RunSummary, other: RunSummary, may_differ: tuple[str, ...]) -> list[str]:
     """Return the options that differ and may not. A server's own are those of its requests: it may listen elsewhere."""
     if (first.options.target is None) != (other.options.target is None):
         kinds = ("a server by its URL" if run.options.target else "a design" for run in (first, other))
         return [f"measured: {' and '.join(kinds)}"]
     ours, theirs = _flat_options(first), _flat_options(other)
-    names = [name for name in ours | theirs if not name.startswith(_MAY_DIFFER)]
+    names = [name for name in ours | theirs if not name.startswith(may_differ)]
     pairs = [(name, ours.get(name, "none"), theirs.get(name, "none")) for name in names]
     if first.target is not None and other.target is not None:
         pairs.append(("payload", ", ".join(_payload(first.target)), ", ".join(_payload(other.target))))
