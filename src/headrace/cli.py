@@ -196,6 +196,8 @@ def _calibrate(args: argparse.Namespace, screen: Screen) -> None:
         made = calibrate.calibrate(args.generators, args.duration, watcher)
     path = args.output or calibration.default_path(made.machine)
     calibration.save(made, path)
+    if made.warning is not None:
+        screen.tell(f"note: {made.warning}")
     if args.json:
         sys.stdout.write(encode(made).decode())
         return

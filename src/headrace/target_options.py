@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace import options
-from headrace.config import InputConfig, RunConfig, TargetConfig
+from headrace.config import InputConfig, ModelConfig, RunConfig, TargetConfig
 from headrace.errors import InvalidOption
 
 NUM_ITERS = 100
+OF_DESIGNS = ("profile", "keep_answers", "exclusive", "reference_cache", "num_workers", "transport", "compile")
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +81,11 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def target_run_config(args: argparse.Namespace) -> RunConfig:
     """Return the run against a server that the options ask for, validated. Raises InvalidOption."""
+    for name in OF_DESIGNS:
+        if getattr(args, name):
+            raise InvalidOption(f"--{name.replace('_', '-')}: is about a design of ours; leave it out with --url")
     config = RunConfig(
+        model=ModelConfig(name=args.model or "null"),
         inputs=InputConfig(kind="random", batch_size=args.batch_size or 1, seed=args.seed),
         load=replace(
             options.load_config(args, num_iters=args.num_iters or NUM_ITERS, warmup_iters=0), keep_answers=False

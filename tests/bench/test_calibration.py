@@ -58,6 +58,12 @@ def test_time_grows_with_the_payload_along_lines(payload_bytes, rate, p99_s):
     assert found.p99_s == pytest.approx(p99_s, rel=1e-3)
 
 
+def test_a_calibration_of_a_busy_machine_says_so():
+    assert CALIBRATION.warning is None
+    busy = replace(CALIBRATION, slip=replace(CALIBRATION.slip, p99=0.0012))
+    assert "sent up to 1,200 us late" in busy.warning
+
+
 def test_one_size_holds_for_all():
     one = replace(CALIBRATION, ceilings=CALIBRATION.ceilings[:1])
     assert one.ceiling(10**9).requests_per_s == 10_000

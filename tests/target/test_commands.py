@@ -103,6 +103,7 @@ def test_options_become_a_target():
         (("--url", "http://h:1", "--model", "m", "--generators", 9, "--connections", 4), "each of the 9 generators"),
         (("--url", "http://h:1", "--model", "m", "--reference", "a", "--check-model", "b"), "give one"),
         (("--url", "http://h:1", "--model", "m", "--int-range", 5, 1), "the smaller comes first"),
+        (("--url", "http://h:1", "--model", "m", "--profile"), "--profile: is about a design of ours"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(words, message):

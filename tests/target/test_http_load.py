@@ -12,6 +12,7 @@ import pytest
 from headrace.clock import now_ns
 from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import Unreachable
+from headrace.target import http_load
 from headrace.target.counters import shared_words, words_of
 from headrace.target.expected import Expected
 from headrace.target.http_load import HttpLoad
@@ -191,3 +192,22 @@ def test_a_server_that_goes_leaves_no_request_waiting():
     with answering(None) as port:
         sending, _ = sent(port, burst(30), connections=2)
     assert sending.recorder.statuses(30).tolist() == [UNANSWERED] * 30
+
+
+@pytest.mark.parametrize("count", [50, 3000])
+def test_a_closed_loop_whose_server_goes_comes_to_its_end(monkeypatch, count):
+    """However many requests are left: each fails at once, and makes the next one due."""
+    monkeypatch.setattr(http_load, "RETRY_S", 0)
+    server = Answering([GOOD, None], reads_body=True)
+    port = server.listener.getsockname()[1]
+    real_open = HttpLoad.open
+
+    def open_and_go(load):
+        real_open(load)
+        server.listener.close()
+
+    monkeypatch.setattr(HttpLoad, "open", open_and_go)
+    sending, _ = sent(port, LoadConfig(kind="closed", concurrency=2, num_iters=count))
+    statuses = sending.recorder.statuses(count).tolist()
+    assert sending.issued == sending.ended == count
+    assert statuses.count(UNANSWERED) > count - 10

@@ -14,6 +14,7 @@ import msgspec
 from headrace.errors import OutputError
 
 SCHEMA_VERSION = 1
+AT_REST_S = 50e-6  # p99 of the slip on an idle core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,16 @@ class Calibration:
     recovered: tuple[Recovered, ...]
     slip: Slip
     ceilings: tuple[Ceiling, ...]  # by payload, ascending
+
+    @property
+    def warning(self) -> str | None:
+        """Say that the machine was not at rest, if it was not."""
+        if self.slip.p99 <= AT_REST_S:
+            return None
+        return (
+            f"requests were sent up to {self.slip.p99 * 1e6:,.0f} us late (p99; {AT_REST_S * 1e6:g} on an idle core):"
+            " the machine was busy with something else; calibrate again when it is not"
+        )
 
     def ceiling(self, payload_bytes: float) -> Ceiling:
         """Return what holds for a payload: times grow along a line between the sizes that were measured."""

@@ -93,7 +93,7 @@ def _options(summary: RunSummary) -> dict[str, object]:
     options = summary.options
     return {
         "experiment": summary.experiment,
-        "design": options.design.name,
+        "design": options.design.name if options.target is None else options.target.scheme,
         "num_workers": options.design.num_workers,
         "transport": options.transport.name,
         "num_iters": options.load.num_iters,

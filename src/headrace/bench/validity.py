@@ -141,7 +141,7 @@ def client_limited(
     if calibration is None:
         return ["not calibrated on this machine: what the harness adds is unknown; run headrace calibrate"]
     own = calibration.ceiling(payload_bytes)
-    reasons = []
+    reasons = [] if calibration.warning is None else [f"calibrated on a busy machine: {calibration.warning}"]
     if rate is not None and rate > SHARE_OF_CEILING * own.requests_per_s:
         reasons.append(
             f"client-limited: {rate:,.0f} requests/s are {rate / own.requests_per_s:.0%} of the"

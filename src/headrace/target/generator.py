@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.clock import NS_PER_S
-from headrace.processes import Ready, become_child, failures_reported, keep_freed_memory
+from headrace.processes import Ready, allow_open_files, become_child, failures_reported, keep_freed_memory
 from headrace.target.asking import decode_message
 from headrace.target.counters import words_of
 from headrace.target.expected import Tally, load_expected
@@ -48,6 +48,7 @@ def run_generator(job: GeneratorJob) -> None:
     """Send, compare, write and report. The target of a process."""
     become_child()
     keep_freed_memory()
+    allow_open_files()
     with failures_reported(job.report, f"generator {job.number} failed"):
         job.report.send(_generate(job))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections import deque
 from functools import partial
 
 import grpc
@@ -23,6 +24,8 @@ from headrace.target.sending import GeneratorJob, Sending
 STREAMS = 64  # of a channel: servers allow 100 or more at once, and what is beyond would wait unseen in grpcio
 LONGEST_SLEEP_S = 0.2
 _SHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+# grpcio's own words for a connection that is gone, which comes as UNAVAILABLE too; seen with grpcio 1.85.
+_GONE = ("failed to connect", "Stream removed", "Socket closed", "Connection reset", "Transport closed", "GOAWAY")
 _LOST = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _PR_SET_TIMERSLACK = 29  # prctl(2)
 
@@ -38,6 +41,7 @@ class GrpcLoad:
         self._channels: list[grpc.Channel] = []
         self._calls: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = []
         self.most_connections = min(limit, -(-(sending.concurrency or STREAMS * 4) // STREAMS))
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
 
@@ -76,10 +80,19 @@ class GrpcLoad:
             channel.close()
 
     def _follow(self, now: int) -> None:
-        with self._lock:
-            number = self._sending.begin(now) if self._sending.may_follow(now) else None
-        if number is not None:
-            self._send(number)
+        """In a closed loop, send the next request. One that fails at once calls this again, and must not go deeper."""
+        owed: deque[int] | None = getattr(self._thread, "owed", None)
+        if owed is not None:
+            owed.append(now)
+            return
+        self._thread.owed = owed = deque([now])
+        while owed:
+            due_ns = owed.popleft()
+            with self._lock:
+                number = self._sending.begin(due_ns) if self._sending.may_follow(due_ns) else None
+            if number is not None:
+                self._send(number)
+        self._thread.owed = None
 
     def _send(self, number: int) -> None:
         call = self._calls[number % len(self._calls)]
@@ -102,7 +115,7 @@ class GrpcLoad:
     def _failed(self, number: int, at_ns: int, error: Exception) -> None:
         code, details = status_of(error)
         text = f"{code.name}: {details}"
-        if code in _LOST:
+        if code in _LOST or (code == grpc.StatusCode.UNAVAILABLE and any(word in details for word in _GONE)):
             self._sending.lost(text)
         else:
             self._sending.failed(number, at_ns, text, shed=code in _SHED)

@@ -13,7 +13,7 @@ from headrace.bench.calibration import Calibration
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
 from headrace.clock import now_ns, seconds
-from headrace.target.counters import ANSWERED, ISSUED, Interval, Reader
+from headrace.target.counters import ANSWERED, FAILED, ISSUED, SHED, Interval, Reader
 
 
 class LiveWatcher:
@@ -57,19 +57,16 @@ class LiveWatcher:
         if passed_s >= 1.0:
             self._last = self._reader.interval(passed_s)
             self._looked_ns = now_ns()
-        self._live.update(Text(self._line(self._reader)), refresh=True)
+        self._live.update(Text(self._line(self._reader), no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _line(self, reader: Reader) -> str:
         totals, last = reader.totals(), self._last
         of = f" of {self._planned:,}" if self._planned else ""
-        words = [
-            f"{self._stage}: {totals[ISSUED]:,}{of} sent, {totals[ANSWERED]:,} answered",
-            f"last second: {last.rate:,.0f}/s",
-            f"p50 {_short(last.p50_s)}",
-            f"p99 {_short(last.p99_s)}",
-            f"{last.failed:,} failed",
-        ]
-        return "  ".join(words)
+        return (
+            f"{self._stage} {totals[ISSUED]:,}{of}, answered {totals[ANSWERED]:,}, failed"
+            f" {totals[FAILED] + totals[SHED]:,}; last second {last.rate:,.0f}/s,"
+            f" p50 {_short(last.p50_s)}, p99 {_short(last.p99_s)}"
+        )
 
 
 def target_table(summary: RunSummary) -> Table:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from headrace.clock import now_ns
 from headrace.errors import InvalidOption
-from headrace.processes import become_child, failures_reported
+from headrace.processes import allow_open_files, become_child, failures_reported
 from headrace.target.law import DRAWS, MODEL, Fate, Law, Queue
 from headrace.target.null_model import NullModel, Reply
 from headrace.target.polling import BROKEN, IN, OUT, Poller
@@ -107,6 +107,7 @@ class NullServer:
     """
 
     def __init__(self, law: Law, listener: socket.socket, *, honest: bool = False) -> None:
+        allow_open_files()
         self._law = law
         self._honest = honest
         self._services, self._fates = law.service_times_ns(), law.fates()

@@ -1,8 +1,8 @@
 """Waiting for sockets or a moment, whichever comes first, to within microseconds.
 
 `epoll_wait` counts milliseconds; `select` counts microseconds, and an epoll is a file that it can wait for. With the
-kernel's timer slack of 50 us off, and the last stretch spun, p99 of the overshoot on two shared CPUs was 23 us, against
-707 us for `select` alone and 1,957 us for `epoll_wait` and spinning its last millisecond.
+kernel's timer slack of 50 us off and the last stretch spun, p99 of the overshoot was 23 us, against 707 us for `select`
+alone and 1,957 us for `epoll_wait` that spins its last millisecond (benchmarks/pacing.py, two CPUs, load average 1.4).
 """
 
 from __future__ import annotations
