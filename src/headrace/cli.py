@@ -14,7 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from headrace import __version__, deployment_text, limits_options, options, serve_options, target_options
+from headrace import (
+    __version__,
+    deployment_text,
+    limits_options,
+    options,
+    referee_options,
+    serve_options,
+    target_options,
+)
 from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
 from headrace.bench.output import CsvLog
@@ -24,6 +32,8 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
+from headrace.referee import report as referee_report
+from headrace.referee.run import referee
 from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -204,6 +214,29 @@ def _calibrate(args: argparse.Namespace, screen: Screen) -> None:
     for table in live.calibration_tables(made):
         screen.out.print(table)
     screen.out.print(f"file: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _add_referee(parser: argparse.ArgumentParser) -> None:
+    referee_options.add_referee_options(parser)
+    parser.set_defaults(command=_referee)
+
+
+def _referee(args: argparse.Namespace, screen: Screen) -> None:
+    asking = referee_options.asking(args)
+    output_dir = args.output_dir or options.default_output_dir("referee")
+    with live.LiveWatcher(screen.err) as watcher:
+        made = referee(asking, output_dir, ("headrace", *sys.argv[1:]), watcher, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(made).decode())
+        return
+    for judged, table in zip(made.cases, referee_report.tables(made), strict=True):
+        screen.out.print(table)
+        for sentence in judged.disagreements:
+            screen.out.print(f"disagreement: {sentence}", style="yellow", highlight=False, markup=False)
+    for note in made.notes:
+        screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+    files = f"{referee_report.JSON_NAME}, {referee_report.PAGE_NAME}"
+    screen.out.print(f"files: {output_dir}/ ({files}, and a folder for each load)", highlight=False, soft_wrap=True)
 
 
 def measure(config: RunConfig, files: run.RunFiles, screen: Screen) -> RunSummary:
@@ -444,6 +477,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     ),
     "bench": (_add_bench, "measure one design, or any server by its URL, once"),
     "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
+    "referee": (_add_referee, "measure one server under several load generators, and say where they disagree"),
     "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),
     "sweep": (
         _add_sweep,
