@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from headrace.referee.cases import AGAIN, LOADGEN, OURS, PERF_ANALYZER, WAITING, Case
+from headrace.referee.cases import AGAIN, LOADGEN, OURS, PERF_ANALYZER, TRUTH, WAITING, Case
 from headrace.referee.found import LATENCIES, Basis, Found
 
 OWN_NOISE = 2.0  # times as far as our own two runs differ is no disagreement
+ROUNDING_S = 2e-6  # perf_analyzer prints whole microseconds
 MEAN_ERROR = 0.001  # between a mean that is printed and the one of the tool's own records
 BASES: tuple[Basis, ...] = ("from schedule", "from send", "printed")
 
@@ -65,58 +66,68 @@ def allowed(judged: Judged, basis: Basis, name: str, threshold: float) -> float:
 
 
 def disagreements(judged: Judged, case: Case, threshold: float) -> tuple[str, ...]:
-    """Return a sentence for each number that differs from ours, or that its own tool's records do not bear out."""
-    sentences = []
+    """Return a sentence for each tool and basis with numbers that differ from ours, and for each that is no number."""
+    sentences = [
+        f"{found.tool}: no numbers that count: {found.error}" for found in judged.found if found.error is not None
+    ]
     for found in judged.found:
-        if found.error is not None:
-            sentences.append(f"{found.tool}: no numbers that count: {found.error}")
-        if found.tool in (OURS, AGAIN):
-            continue
-        sentences += _of_tool(judged, case, found, threshold)
+        if found.tool not in (OURS, AGAIN):
+            sentences += _of_tool(judged, case, found, threshold)
     return tuple(sentences)
 
 
 def _of_tool(judged: Judged, case: Case, found: Found, threshold: float) -> Iterator[str]:
-    for basis, name in rows(judged):
-        value, base = found.value(basis, name), ours(judged, basis, name)
-        against = ratio(judged, found, basis, name)
-        if value is None or base is None or against is None:
-            continue
-        limit = allowed(judged, basis, name, threshold)
-        if abs(against - 1) > limit:
-            yield (
-                f"{found.tool}: {name} {basis} is {show(name, value)}, ours {show(name, base)}"
-                f" ({against:.3g} times; {limit:.0%} allowed){_because(case, found, basis, name)}"
-            )
+    quantities = list(rows(judged))
+    for basis in ("computed", *BASES):
+        names = [name for each, name in quantities if each == basis and _differs(judged, found, basis, name, threshold)]
+        if names:
+            numbers = ", ".join(_against(judged, found, basis, name) for name in names)
+            how = "" if basis == "computed" else f", {basis}"
+            yield f"{found.tool}{how}: {numbers}{_because(case, found, basis, names)}"
     yield from _mean(found)
+
+
+def _differs(judged: Judged, found: Found, basis: Basis, name: str, threshold: float) -> bool:
+    against = ratio(judged, found, basis, name)
+    return against is not None and abs(against - 1) > allowed(judged, basis, name, threshold)
+
+
+def _against(judged: Judged, found: Found, basis: Basis, name: str) -> str:
+    value, base, against = (
+        found.value(basis, name),
+        ours(judged, basis, name),
+        ratio(judged, found, basis, name),
+    )
+    assert value is not None
+    assert base is not None
+    return f"{name} {show(name, value)}, ours {show(name, base)} ({against:.3g} times)"
 
 
 def _mean(found: Found) -> Iterator[str]:
     """A mean that is printed must be that of the records that it is printed of."""
     printed = found.value("printed", "mean")
     own = found.from_send if found.from_schedule is None else found.from_schedule
-    if printed is not None and own is not None and abs(printed - own.mean) > max(MEAN_ERROR * own.mean, 2e-6):
+    if printed is not None and own is not None and abs(printed - own.mean) > max(MEAN_ERROR * own.mean, ROUNDING_S):
         yield (
             f"{found.tool}: the mean that it prints, {show('mean', printed)}, is not that of its own records,"
             f" {show('mean', own.mean)}"
         )
 
 
-def _because(case: Case, found: Found, basis: Basis, name: str) -> str:
+def _because(case: Case, found: Found, basis: Basis, names: Sequence[str]) -> str:
     """Return the reason of a disagreement, where it is known."""
-    latency = name != "throughput"
-    if found.tool == WAITING and case.is_open and latency:
-        return ": each of its threads waits for an answer before it sends again, and the time starts at sending"
-    if found.tool == PERF_ANALYZER and basis == "printed" and case.is_open and latency:
-        return ": it stamps at sending, and does not say how late that was"
-    if found.tool in (PERF_ANALYZER, WAITING) and basis == "printed" and name == "throughput":
-        return ": it counts in windows, with what was under way at their ends"
-    if found.tool == LOADGEN and latency and found.own_cost is not None:
-        return (
-            f": handing over to the connections and back costs {found.own_cost.p50 * 1e3:.3g} ms (p50),"
-            f" {found.own_cost.p99 * 1e3:.3g} (p99), which is in it"
-        )
-    return ""
+    if found.tool == TRUTH:
+        return "; ours has the way between two processes in it, and what else the machine does"
+    if found.tool == LOADGEN and found.own_cost is not None:
+        cost = found.own_cost
+        return f"; of its times {cost.p50 * 1e3:.3g} ms (p50) to {cost.p99 * 1e3:.3g} (p99) are our adapter's"
+    if found.tool not in (PERF_ANALYZER, WAITING) or not case.is_open:
+        return ""
+    if basis == "printed" and names == ["throughput"]:
+        return "; it counts in windows"
+    if found.tool == WAITING:
+        return "; each of its threads waits for an answer before it sends again, and its clock starts at sending"
+    return "; it stamps at sending, and does not say how late that was" if basis == "printed" else ""
 
 
 def show(name: str, value: float) -> str:

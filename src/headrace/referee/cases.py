@@ -8,7 +8,8 @@ from pathlib import Path
 from headrace.config import LoadConfig, require
 from headrace.referee.loadgen_sut import Scenario
 
-OURS, AGAIN, LOADGEN, PERF_ANALYZER, WAITING = (
+TRUTH, OURS, AGAIN, LOADGEN, PERF_ANALYZER, WAITING = (
+    "truth",
     "headrace",
     "headrace, again",
     "mlcommons-loadgen",

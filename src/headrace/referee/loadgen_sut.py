@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headrace.clock import now_ns
+from headrace.clock import NS_PER_S, now_ns
 from headrace.errors import RunFailed
 from headrace.processes import Ready, allow_open_files, become_child, describe, failures_reported, keep_freed_memory
 from headrace.target.counters import words_of
@@ -176,6 +176,7 @@ def _drive(job: LoadgenJob) -> GeneratorDone:
     sender = _Sender(load, sending, go.start_ns)
     began_s, cpu_s = time.perf_counter(), time.process_time()
     sender.start()
+    time.sleep(max(0, go.start_ns - now_ns()) / NS_PER_S)  # nothing is sent before that moment
     _test(mlperf_loadgen, job, sending)
     sending.end()
     sender.join()

@@ -25,7 +25,8 @@ from headrace.referee.found import Found, Printed, Requests, of_requests
 NAME = "perf_analyzer"
 VERSION_S = 30.0
 SLACK_S = 60.0  # beyond three times its windows, for its start and its end
-WINDOWS = 3  # it reports after three windows that agree; any that follow each other agree here
+WINDOWS = 3  # it reports after three windows that agree,
+ANY_SPREAD = "1000000000"  # in percent: here any three do
 WINDOW_SHARE = 1.2  # a window is so much longer than it is told to be (measured with 2.48)
 MOST_EXPORTED = 100_000_000  # bytes: it writes all tensors of every request into its export, escaped
 ESCAPED = 6  # bytes of the export for a byte of a tensor, at most
@@ -58,9 +59,10 @@ class PerfAnalyzer:
                 ).returncode
             except subprocess.TimeoutExpired as error:
                 raise RunFailed(f"perf_analyzer did not end within {limit_s:g} s") from error
-        if status:
-            last = (folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
-            raise RunFailed(f"perf_analyzer ended with {status}: {' '.join(last)[:200]}")
+        lines = list(dict.fromkeys((folder / LOG).read_text(errors="replace").splitlines()))
+        (folder / LOG).write_text("".join(f"{line}\n" for line in lines))  # it repeats a warning with every request
+        if status or not (folder / CSV).exists():
+            raise RunFailed(f"perf_analyzer ended with {status} and without a report: {' '.join(lines[-1:])[:200]}")
 
 
 def find(given: Path | None) -> PerfAnalyzer:
@@ -130,7 +132,14 @@ def options(asked: Asked, offsets_ns: Sequence[int] | None, folder: Path) -> lis
         (folder / INTERVALS).write_text("".join(f"{gap}\n" for gap in intervals_us(offsets_ns)))
         given += ["--request-intervals", INTERVALS]
     window_ms = round(asked.duration_s * 1e3 / WINDOWS / WINDOW_SHARE)
-    given += ["--measurement-interval", str(window_ms), "--max-trials", str(WINDOWS), "--stability-percentage", "999"]
+    given += [
+        "--measurement-interval",
+        str(window_ms),
+        "--max-trials",
+        str(WINDOWS),
+        "--stability-percentage",
+        ANY_SPREAD,
+    ]
     given += ["-f", CSV, "--verbose-csv"]
     return [*given, "--profile-export-file", EXPORT] if asked.exports else given
 

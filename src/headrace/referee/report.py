@@ -56,7 +56,8 @@ def page(report: Report) -> str:
         f"Behind each number stands its ratio to ours. A number disagrees if that differs from 1 by more than"
         f" {settings.threshold:.0%} and by more than {OWN_NOISE:g} times what our own two runs, before and after the"
         " others, differ by. *From schedule* and *from send* are computed here, from each tool's own records; beside"
-        " what a tool prints, ratios are to our throughput and to our time from schedule.",
+        " what a tool prints, ratios are to our throughput and to our time from schedule. Percentiles that are printed"
+        " are one of the values, ours lie between two.",
     ]
     for judged in report.cases:
         lines += ["", f"## {judged.name}: {judged.words}", "", *_markdown(judged), ""]

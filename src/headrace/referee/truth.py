@@ -9,6 +9,7 @@ import numpy as np
 from headrace.bench import arrivals
 from headrace.clock import NS_PER_S
 from headrace.config import LoadConfig
+from headrace.referee.cases import TRUTH
 from headrace.referee.found import Found, Requests, of_requests
 from headrace.target.calibrate import true_response_ns
 from headrace.target.law import DRAWS, Law, Queue
@@ -21,7 +22,7 @@ def truth(law: Law, load: LoadConfig, samples: int) -> Found:
         requests = _closed(law, load, samples)
     else:
         requests = Requests(offsets, offsets + true_response_ns(law, offsets), offsets, samples)
-    return of_requests("truth", requests)
+    return of_requests(TRUTH, requests)
 
 
 def _closed(law: Law, load: LoadConfig, samples: int) -> Requests:
