@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,58 +14,25 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from headrace.report.spans import Span, busiest_window, device_timeline, find_trace, read_spans
+
 KINDS = {"copy in": "#d95f02", "compute": "#1b9e77", "copy out": "#7570b3"}
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Something that the device did, in microseconds of the trace."""
-
-    kind: str
-    stream: int
-    begin_us: float
-    length_us: float
-
-
-def read_spans(trace: Path) -> list[Span]:
-    """Return the device's copies and kernels, in order of time."""
-    spans = []
-    for event in json.loads(trace.read_text())["traceEvents"]:
-        category, name = event.get("cat"), event.get("name", "")
-        if category == "kernel":
-            kind = "compute"
-        elif category == "gpu_memcpy" and "HtoD" in name:
-            kind = "copy in"
-        elif category == "gpu_memcpy" and "DtoH" in name:
-            kind = "copy out"
-        else:
-            continue
-        spans.append(Span(kind, int(event["args"]["stream"]), float(event["ts"]), float(event["dur"])))
-    return sorted(spans, key=lambda span: span.begin_us)
-
-
-def busiest_window(spans: list[Span], length_us: float) -> float:
-    """Return where the last window of that length begins that ends while copies in still come."""
-    last_copy = max(span.begin_us for span in spans if span.kind == "copy in")
-    return last_copy - 1.5 * length_us
 
 
 def draw(spans: list[Span], begin_us: float, length_us: float, title: str, target: Path) -> None:
     """Write the picture: a line for each stream, and below it what ran at all."""
-    shown = [s for s in spans if s.begin_us + s.length_us >= begin_us and s.begin_us <= begin_us + length_us]
-    streams = sorted({span.stream for span in shown})
-    names = {stream: _name(stream, shown) for stream in streams}
-    streams.sort(key=lambda stream: (names[stream] != "copies in", stream))
+    timeline = device_timeline(spans, begin_us, length_us)
+    streams = list(timeline.rows)
     figure, axes = plt.subplots(figsize=(11, 1.2 + 0.45 * len(streams)), dpi=130)
     for line, stream in enumerate(streams):
         for kind, colour in KINDS.items():
             bars = [
                 ((s.begin_us - begin_us) / 1000, s.length_us / 1000)
-                for s in shown
+                for s in timeline.spans
                 if s.stream == stream and s.kind == kind
             ]
             axes.broken_barh(bars, (line - 0.35, 0.7), facecolors=colour, edgecolor="none")
-    axes.set_yticks(range(len(streams)), [names[stream] for stream in streams])
+    axes.set_yticks(range(len(streams)), list(timeline.rows.values()))
     axes.invert_yaxis()
     axes.set_xlim(0, length_us / 1000)
     axes.set_xlabel("milliseconds")
@@ -75,11 +41,6 @@ def draw(spans: list[Span], begin_us: float, length_us: float, title: str, targe
     axes.legend(handles, KINDS, loc="upper right", ncols=3, fontsize=8, bbox_to_anchor=(1, 1.22), frameon=False)
     figure.tight_layout()
     figure.savefig(target)
-
-
-def _name(stream: int, spans: list[Span]) -> str:
-    kinds = {span.kind for span in spans if span.stream == stream}
-    return "copies in" if kinds == {"copy in"} else f"lane (stream {stream})"
 
 
 def main() -> None:
@@ -91,7 +52,10 @@ def main() -> None:
     args = parser.parse_args()
     summary = json.loads((args.run / "summary.json").read_text())
     options = summary["options"]
-    spans = read_spans(args.run / "trace.json")
+    trace = find_trace(args.run)
+    if trace is None:
+        parser.error(f"{args.run}: holds no trace; run again with --profile")
+    spans = read_spans(trace)
     length_us = args.milliseconds * 1000
     title = (
         f"{summary['experiment']}, batch {options['inputs']['batch_size']}, {options['model']['precision']},"

@@ -6,9 +6,13 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from headrace import deployment_text, model_options, options
 from headrace.config import ModelConfig, ServeConfig
+from headrace.errors import DeviceUnavailable, InvalidOption
+from headrace.gpus import ChosenGpu
 from headrace.model_options import default_name, user_cache
 from headrace.option_fields import option, options_of
 from headrace.settings import MODELS, OPTIONS, SERVER
@@ -243,3 +247,66 @@ def test_serve_needs_no_model_where_the_file_names_one(tmp_path, monkeypatch):
     ), rest
     assert ":1/" not in ready
     assert ":8001" not in ready
+
+
+def gpus_of(monkeypatch, count=2):
+    """A machine that has so many GPUs, and a torch that can use them."""
+    chosen = tuple(ChosenGpu(number=number, uuid=f"GPU-{number}", name="H100") for number in range(count))
+
+    def choose(text):
+        return chosen if text == "all" else tuple(chosen[int(number)] for number in text.split(","))
+
+    monkeypatch.setattr(options, "choose_gpus", choose)
+    monkeypatch.setattr(model_options, "choose_gpus", choose)
+    monkeypatch.setattr(options.importlib.metadata, "version", lambda _: "2.11.0+cu130")
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "toml"),
+    [
+        ("resnet18 --gpus all", {}, None),
+        ("resnet18 --device cpu --gpus 0,1", {}, None),
+        ("resnet18", {"HEADRACE_GPUS": "0,1"}, None),
+        ("", {}, '[[models]]\nsource = "resnet18"\ngpus = "all"\ndevice = "cpu"'),
+    ],
+    ids=["all", "before the device", "a variable", "the file"],
+)
+def test_gpus_are_chosen_from_every_source_and_take_the_place_of_the_device(
+    tmp_path, monkeypatch, flags, environment, toml
+):
+    chosen = gpus_of(monkeypatch)
+    deployment = read(tmp_path, flags, environment, toml)
+    config = deployment.config()
+    (served,) = config.models
+    assert (served.gpus, served.device, served.num_engines) == (chosen, "cuda", 2)
+    assert served.num_lanes == model_options.LANES_GPU, "of each"
+    assert config.gpus == chosen
+    assert config.watched_devices == ("GPU-0", "GPU-1")
+    (written,) = msgspec.json.decode(deployment_text.as_json(deployment))["models"]
+    assert written["gpus"] == "0,1"
+
+
+def test_a_deployment_with_gpus_is_written_out_as_it_was_given(tmp_path, monkeypatch):
+    gpus_of(monkeypatch)
+    text = deployment_text.as_toml(read(tmp_path, "resnet18 --gpus all --engines-per-device 2"))
+    assert '\ngpus = "all"  # --gpus; here "0,1"\n' in text
+    assert "\nengines_per_device = 2  # --engines-per-device\n" in text
+
+
+def test_several_engines_on_the_cpu_need_no_gpu(tmp_path):
+    config = read(tmp_path, "resnet18 --device cpu --engines-per-device 3").config()
+    assert config.models[0].num_engines == 3
+    assert config.gpus == config.watched_devices == ()
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_engines_have_a_bound(tmp_path, count):
+    with pytest.raises(InvalidOption, match=f"--engines-per-device {count}"):
+        read(tmp_path, f"resnet18 --device cpu --engines-per-device {count}").config()
+
+
+def test_gpus_are_refused_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceUnavailable, match="--gpus all: no"):
+        read(tmp_path, "resnet18 --gpus all").config()

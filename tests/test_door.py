@@ -12,7 +12,7 @@ import pytest
 
 from headrace.client.knock import ask_for_models, ask_for_ring
 from headrace.control import ServedModel
-from headrace.door import ASK_LIMIT_S, DoorLimits, open_door
+from headrace.door import ASK_LIMIT_S, Backend, DoorLimits, open_door
 from headrace.door import Door as RealDoor
 from headrace.door_messages import LENGTH, Ask, door_of, doors_of, encode, socket_address
 from headrace.errors import InvalidOption, NotReady, QueueFull, TransportFailed, UnknownModel, Unreachable
@@ -36,8 +36,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def offer(self, model=MODEL):
-        self.door.offer(model, os.getpid(), self.wake_fd)
+    def offer(self, model=MODEL, engine=0, pid=None):
+        self.door.offer(model, Backend(pid or os.getpid(), self.wake_fd), engine)
 
     def _run(self):
         while True:
@@ -125,7 +125,7 @@ def test_models_that_are_ready_are_told(supervisor, path):
     assert ask_for_models((path,)) == ()
     supervisor.offer()
     assert ask_for_models((path,)) == (MODEL,)
-    supervisor.door.withdraw("m", "1")
+    supervisor.door.withdraw(os.getpid())
     assert ask_for_models((path,)) == ()
 
 
@@ -151,7 +151,7 @@ def test_all_rings_of_a_process_have_a_bound_and_room_comes_back(supervisor, pat
 def test_a_version_that_is_withdrawn_has_its_clients_ask_again(supervisor, path):
     supervisor.offer()
     ring = ask_for_ring((path,), Ask(model="m"))
-    supervisor.door.withdraw("m", "1")
+    supervisor.door.withdraw(os.getpid())
     assert is_readable(ring.connection)
     assert not is_readable(supervisor.rings[0], 0), "what is under way is still answered"
     ring.close()
@@ -313,3 +313,40 @@ def test_localhost_may_be_either_family():
 def test_an_abstract_name_begins_with_nul():
     assert socket_address("@headrace/x") == "\0headrace/x"
     assert socket_address("/run/x") == "/run/x"
+
+
+def test_a_client_hears_which_engines_there_are_and_can_ask_for_each(supervisor, path):
+    supervisor.offer(engine=0)
+    supervisor.offer(engine=1, pid=os.getppid())
+    assert ask_for_models((path,)) == (MODEL,), "one model, however many engines"
+    first = ask_for_ring((path,), Ask(model="m"))
+    assert first.engines == (0, 1)
+    other = ask_for_ring((path,), Ask(model="m", engine=1 - first.engine))
+    assert other.engine != first.engine
+    with pytest.raises(NotReady, match="engine 2 of model m, version 1"):
+        ask_for_ring((path,), Ask(model="m", engine=2))
+    for ring in (first, other):
+        ring.close()
+
+
+def test_clients_that_do_not_choose_are_spread_over_the_engines(supervisor, path):
+    supervisor.offer(engine=0)
+    supervisor.offer(engine=1, pid=os.getppid())
+    rings = [ask_for_ring((path,), Ask(model="m", rows=4)) for _ in range(6)]
+    assert sorted(ring.engine for ring in rings) == [0, 0, 0, 1, 1, 1]
+    for ring in rings:
+        ring.close()
+
+
+def test_an_engine_that_ends_has_its_clients_ask_again_and_one_that_comes_all_of_the_version(supervisor, path):
+    supervisor.offer(engine=0)
+    supervisor.offer(engine=1, pid=os.getppid())
+    rings = {engine: ask_for_ring((path,), Ask(model="m", engine=engine)) for engine in (0, 1)}
+    supervisor.door.withdraw(os.getppid())
+    assert is_readable(rings[1].connection)
+    assert not is_readable(rings[0].connection, 0)
+    assert ask_for_ring((path,), Ask(model="m")).engines == (0,)
+    supervisor.offer(engine=1, pid=os.getppid())
+    assert is_readable(rings[0].connection), "to use the new one too"
+    for ring in rings.values():
+        ring.close()

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.config import ModelConfig, ServedModelConfig
-from headrace.control import ServedModel
 from headrace.errors import EngineStopped, ModelError, QueueFull, RunFailed, TransportFailed, UnknownModel
 from headrace.lifecycle import FIRST_DELAY_S, LAST_DELAY_S, MAX_CHANGES, STEADY_S, Asked, BackOff, Lifecycle
 from headrace.repository import Found, Versions
@@ -16,8 +15,9 @@ S = 1_000_000_000
 LIMIT_S = 10
 
 
-def found(version, source="a:b", name="m"):
-    return Found(ServedModelConfig(name=name, version=str(version), model=ModelConfig(name=source)))
+def found(version, source="a:b", name="m", engines=1):
+    model = ModelConfig(name=source)
+    return Found(ServedModelConfig(name=name, version=str(version), model=model, engines_per_device=engines))
 
 
 @dataclass
@@ -35,6 +35,8 @@ class World:
     unseen: set[tuple[int, int]] = field(default_factory=set)  # frontend and serial
     answers: dict[int, object] = field(default_factory=dict)
     models: dict[int, object] = field(default_factory=dict)
+    engines: dict[int, int] = field(default_factory=dict)  # which of its version's engines each backend is
+    offered: dict[tuple[str, int], int] = field(default_factory=dict)  # at the door
     no_memory: bool = False
     now_ns: int = 0
 
@@ -46,10 +48,15 @@ class World:
             raise UnknownModel("no such")
         return Versions(tuple(self.repository[name]), tuple(self.wanted[name]))
 
-    def start(self, backend, what):
+    def start(self, backend, what, engine):
         assert backend not in self.running, "one process each"
         self.running[backend] = what
+        self.engines[backend] = engine
         self.log.append(("start", what.version))
+
+    def offer(self, backend):
+        assert backend in self.warm
+        self.offered[self.running[backend].version, self.engines[backend]] = backend
 
     def connect(self, backend, frontend):
         if self.no_memory:
@@ -101,9 +108,7 @@ class World:
 
     def warm_up(self, backend):
         self.warm.add(backend)
-        what = self.running[backend]
-        model = ServedModel(name=what.name, version=what.version, inputs=(), outputs=(), max_batch_size=1)
-        self.lifecycle.backend_ready(backend, model)
+        self.lifecycle.backend_ready(backend)
 
     def number_of(self, version):
         return max(number for number, what in self.running.items() if what.version == str(version))
@@ -422,3 +427,154 @@ def test_whatever_happens_in_whatever_order_every_frontend_always_has_a_version_
     assert sorted(world.answers) == list(range(1, asked + 1))
     assert world.links[0] == world.links[1] == set(world.running), "one process, and both send to it"
     assert len(world.running) == 1
+
+
+@pytest.fixture
+def pair():
+    """Version 1 has two engines, and two frontends listen."""
+    version = found(1, engines=2)
+    world = World({"m": [version]}, {"m": [version]})
+    world.lifecycle.begin(["m"])
+    world.listen(0)
+    world.listen(1)
+    world.warm_up(1)
+    assert world.links == {0: set(), 1: set()}, "not before all are warm"
+    world.warm_up(2)
+    world.see()
+    world.log.clear()
+    return world
+
+
+def engines(world, version="1"):
+    (status,) = (status for status in world.models[0].versions if status.version == version)
+    return status.state, status.engines_ready, status.engines, status.is_degraded
+
+
+def test_a_version_has_a_backend_for_each_engine(pair):
+    assert pair.links == {0: {1, 2}, 1: {1, 2}}
+    assert pair.engines == {1: 0, 2: 1}
+    assert pair.offered == {("1", 0): 1, ("1", 1): 2}
+    assert engines(pair) == ("READY", 2, 2, False)
+    assert pair.models[0].live == {1, 2}
+
+
+def test_one_engine_that_dies_leaves_the_version_serving_and_is_started_anew_alone(pair):
+    pair.dies(2)
+    assert engines(pair) == ("READY", 1, 2, True)
+    assert pair.models[0].versions[0].reason == "1 of 2 engines: the backend ended (exit code -9), and is started anew"
+    assert pair.models[0].live == {1}
+    assert (
+        "tell",
+        "the backend of m version 1 (engine 1) ended (exit code -9); it is started anew in 0.5 s",
+    ) in pair.log
+    pair.now_ns += int(FIRST_DELAY_S * S)
+    pair.lifecycle.tick()
+    assert pair.engines[2] == 1
+    assert engines(pair) == ("READY", 1, 2, True)
+    pair.warm_up(2)
+    assert pair.links == {0: {1, 2}, 1: {1, 2}}
+    assert engines(pair) == ("READY", 2, 2, False)
+    assert [deed for deed in pair.deeds() if deed[0] != "connect"] == [("start", "1")]
+
+
+def test_without_any_engine_a_version_is_not_there(pair):
+    pair.dies(1)
+    pair.dies(2)
+    assert engines(pair) == ("UNAVAILABLE", 0, 2, False)
+    pair.now_ns += int(FIRST_DELAY_S * S)
+    pair.lifecycle.tick()
+    pair.warm_up(1)
+    assert engines(pair) == ("READY", 1, 2, True)
+
+
+def test_a_switch_waits_for_all_engines_of_the_new_version_and_retires_all_of_the_old(pair):
+    pair.load(7, found(2, engines=2), known=[found(1, engines=2)])
+    pair.warm_up(3)
+    assert pair.links[0] == {1, 2}, "one of two is not enough"
+    pair.warm_up(4)
+    assert pair.links == {0: {3, 4}, 1: {3, 4}}
+    pair.see()
+    assert pair.answers == {7: None}
+    pair.let_go()
+    assert pair.doomed == {1, 2}
+    pair.end_doomed()
+    assert sorted(pair.running) == [3, 4]
+
+
+def test_a_switch_whose_second_engine_fails_leaves_the_old_version_with_all_its_engines(pair):
+    pair.load(7, found(2, engines=2), known=[found(1, engines=2)])
+    pair.warm_up(3)
+    pair.dies(4, ModelError("no memory"))
+    assert isinstance(pair.answers[7], ModelError)
+    assert pair.doomed == {3}
+    assert pair.links == {0: {1, 2}, 1: {1, 2}}
+    assert pair.offered == {("1", 0): 1, ("1", 1): 2}, "clients never heard of the other"
+    assert engines(pair) == ("READY", 2, 2, False)
+
+
+def test_a_load_while_an_engine_is_gone_brings_it_in(pair):
+    version = found(1, engines=2)
+    pair.dies(2)
+    pair.load(7, version)
+    assert pair.deeds() == [("start", "1")]
+    pair.warm_up(3)
+    pair.see()
+    assert pair.answers == {7: None}
+    assert pair.engines[3] == 1
+    assert pair.links == {0: {1, 3}, 1: {1, 3}}
+    assert pair.lifecycle.due_ns() is None, "the one that waited is not started as well"
+
+
+def test_another_number_of_engines_is_another_backend_for_each(pair):
+    pair.load(7, found(1, engines=3))
+    for number in (3, 4, 5):
+        pair.warm_up(number)
+    assert pair.links == {0: {3, 4, 5}, 1: {3, 4, 5}}
+
+
+DEATHS = st.lists(
+    st.tuples(st.sampled_from(["load", "warm", "die", "wait", "let go", "see", "end"]), st.integers(0, 4)), max_size=40
+)
+
+
+@given(DEATHS)
+@settings(max_examples=200, deadline=None)
+def test_whoever_dies_all_engines_come_back_and_frontends_hear_how_many_there_are(steps):
+    version = found(1, engines=2)
+    world = World({"m": [version]}, {"m": [version]})
+    world.lifecycle.begin(["m"])
+    world.listen(0)
+    world.warm_up(1)
+    world.warm_up(2)
+    asked = 0
+    for what, which in steps:
+        cold = sorted(number for number in world.running if number not in world.warm | world.doomed)
+        serving = sorted(world.links[0])
+        if what == "load":
+            asked += 1
+            world.repository["m"] = world.wanted["m"] = [found(which + 1, engines=2)]
+            world.lifecycle.change("load", "m", Asked(5, asked))
+        elif what == "warm" and cold:
+            world.warm_up(cold[which % len(cold)])
+        elif what == "die" and (cold or serving):
+            world.dies((cold + serving)[which % len(cold + serving)])
+        elif what == "wait":
+            world.now_ns += int(LAST_DELAY_S * S)
+            world.lifecycle.tick()
+        else:
+            {"let go": world.let_go, "see": world.see, "end": world.end_doomed}.get(what, lambda: None)()
+        assert world.models[0].live == world.links[0]
+        ready = sum(status.engines_ready for status in world.models[0].versions)
+        assert ready == len(world.links[0])
+    for _ in range(4 * (asked + 1)):
+        world.now_ns += int(LAST_DELAY_S * S)
+        world.lifecycle.tick()
+        for number in sorted(world.running):
+            if number not in world.warm | world.doomed:
+                world.warm_up(number)
+        world.see()
+        world.let_go()
+        world.end_doomed()
+    assert sorted(world.answers) == list(range(1, asked + 1))
+    assert world.links[0] == set(world.running)
+    assert sorted(world.engines[number] for number in world.running) == [0, 1]

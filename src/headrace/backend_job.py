@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from headrace.config import ServedModelConfig
+from headrace.placement import Place
 from headrace.transport.pair import DupFdHolder
 
 
@@ -14,5 +15,6 @@ class BackendJob:
     """What to serve, and how."""
 
     served: ServedModelConfig
+    place: Place
     wake: DupFdHolder  # the eventfd that wakes the backend, shared by all its rings
     control: Connection

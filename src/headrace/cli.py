@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from headrace import (
     deployment_text,
     limits_options,
     options,
+    ray_options,
     referee_options,
     serve_options,
     target_options,
@@ -32,8 +34,12 @@ from headrace.errors import HeadraceError, RunFailed
 from headrace.frontend import tracing
 from headrace.frontend.auth import require_usable
 from headrace.frontend_job import access_settings, tracing_settings
+from headrace.gpus import require_free_memory, unlike_note
 from headrace.referee import report as referee_report
 from headrace.referee.run import referee
+from headrace.report import markdown as report_markdown
+from headrace.report import model as report_model
+from headrace.report import page as report_page
 from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -63,6 +69,13 @@ class Screen:
     def tell(self, text: str) -> None:
         """Print a sentence for the person who started the command, as it is."""
         self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def remark(self, summary: RunSummary) -> None:
+        """Print what a reader of a run's numbers must know."""
+        for mark in summary.marks:
+            self.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
+        for note in summary.notes:
+            self.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,10 +188,7 @@ def _bench_target(args: argparse.Namespace, screen: Screen) -> None:
         sys.stdout.write(encode(summary).decode())
     else:
         screen.out.print(live.target_table(summary))
-        for mark in summary.marks:
-            screen.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
-        for note in summary.notes:
-            screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        screen.remark(summary)
         screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet)", highlight=False, markup=False)
     run.raise_for(summary)
 
@@ -249,8 +259,7 @@ def show(summary: RunSummary, output_dir: Path, screen: Screen, *, as_json: bool
         sys.stdout.write(encode(summary).decode())
         return
     screen.out.print(present.summary_table(summary))
-    for note in summary.notes:
-        screen.out.print(f"note: {note}", style="yellow", highlight=False)
+    screen.remark(summary)
     screen.out.print(f"files: {output_dir}/ (summary.json, requests.parquet, telemetry.parquet)", highlight=False)
 
 
@@ -341,6 +350,33 @@ def _findings(args: argparse.Namespace, screen: Screen) -> None:
         _print_page(page, screen)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, of sweeps, or of several")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page (default: report.html, unless --markdown)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write its tables there, as Markdown")
+    parser.add_argument("--title", help="(default: the names of the folders)")
+    parser.add_argument(
+        "--bound", type=options.seconds, metavar="TIME", help="count what was answered within it, as 20ms, as goodput"
+    )
+    parser.set_defaults(command=_report)
+
+
+def _report(args: argparse.Namespace, screen: Screen) -> None:
+    if args.output is None and args.markdown is None:
+        args.output = Path("report.html")
+    with limits_tables.RichSteps(screen.err) as watcher:
+        step = partial(watcher.step, "reading runs") if screen.err.is_terminal else None
+        report = report_model.build(args.runs, title=args.title, bound_s=args.bound, step=step)
+    for lost in report.unreadable:
+        screen.tell(f"left out: {lost.name}: {lost.reason}")
+    for path, render in ((args.output, report_page.render), (args.markdown, report_markdown.render)):
+        if path is not None:
+            write_atomically(path, render(report))
+            screen.out.print(str(path), highlight=False, soft_wrap=True)
+
+
 def _print_page(page: str, screen: Screen) -> None:
     """Show Markdown as tables on a terminal, and as it is to a file or a pipe."""
     if screen.out.is_terminal:
@@ -363,7 +399,23 @@ def _serve(args: argparse.Namespace, screen: Screen) -> None:
     traced = tracing_settings(config)
     if traced is not None:
         tracing.require_usable(traced)
+    require_free_memory(config.gpus)
+    unlike = unlike_note(config.gpus)
+    if unlike is not None:
+        screen.tell(unlike)
     Supervisor(config, screen.tell).run()
+
+
+def _add_deploy(parser: argparse.ArgumentParser) -> None:
+    ray_options.add_ray_options(parser)
+    parser.set_defaults(command=_deploy, interrupted="what Ray was told stays")
+
+
+def _deploy(args: argparse.Namespace, screen: Screen) -> None:
+    deployment = ray_options.ray_deployment(args)
+    from headrace.ray_serve.launch import deploy  # noqa: PLC0415  Ray, an extra, and torch
+
+    deploy(deployment, screen.tell)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -471,6 +523,7 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "serve": (_add_serve, "serve models over HTTP and gRPC, by the KServe v2 protocol"),
+    "deploy": (_add_deploy, "serve a model on a Ray cluster, by Ray Serve; needs the extra ray"),
     "config": (
         _add_config,
         "print the server that file, environment and options describe, and where each value is from",
@@ -486,6 +539,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "tables": (_add_tables, "write the published tables, and wider ones, from finished runs"),
     "compare": (_add_compare, "say which of two sets of runs is better, and how sure that is"),
     "findings": (_add_findings, "set each published finding beside what a sweep of yours showed"),
+    "report": (
+        _add_report,
+        "show what finished runs say, as one page with tables and plots, made from their raw files",
+    ),
     "limits": (_add_limits, "measure what no server of a model can exceed on this machine: copies, forward, messages"),
     "classify": (_add_classify, "send photographs through a server and show the labels it gives them"),
     "checkpoint": (_add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from headrace.addresses import require_host, require_origin, require_traces_url
 from headrace.errors import InvalidOption
+from headrace.gpus import ChosenGpu
 from headrace.option_fields import check_options, option
 
 DesignName = Literal["original", "executor", "h2d_d2h_threads", "lanes"]
@@ -34,6 +35,7 @@ TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
 LOADS: tuple[LoadKind, ...] = get_args(LoadKind)
 OPEN_LOADS: tuple[LoadKind, ...] = ("constant", "poisson", "replay")  # sent by a schedule, whatever comes back
+MOST_ENGINES = 64  # of one version of a model
 QUEUE_BATCHES = 8  # largest batches that a frontend holds at once
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 MODEL_VERSION = r"[1-9][0-9]{0,17}"
@@ -299,6 +301,8 @@ class RunConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
     lanes: LanesConfig = field(default_factory=LanesConfig)
+    gpus: tuple[int, ...] = ()  # an engine on each of them, see `gpus.choose_gpus`; `device` is then the first
+    engines_per_device: int = 1
     target: TargetConfig | None = None  # then the sections about the design and its model say nothing
     limits: bool = False  # measure after serving what no server could exceed, and compare; lanes only
     telemetry_interval_s: float = 0.1
@@ -321,6 +325,7 @@ class RunConfig:
         )
         self.load.validate()
         self.transport.validate()
+        self._validate_engines()
         if self.target is not None:
             self.target.validate()
         require(
@@ -328,6 +333,29 @@ class RunConfig:
             f"--concurrency {self.load.concurrency}: more than the ring holds, {self.transport.ring_slots}; raise"
             " --ring-slots",
         )
+
+    @property
+    def num_engines(self) -> int:
+        return max(1, len(self.gpus)) * self.engines_per_device
+
+    def _validate_engines(self) -> None:
+        count = self.num_engines
+        require(
+            self.engines_per_device >= 1 and count <= MOST_ENGINES,
+            f"--engines-per-device {self.engines_per_device}: {count} engines; there can be 1 to {MOST_ENGINES}",
+        )
+        require(
+            count == 1 or (self.design.name == "lanes" and self.transport.name == "ring"),
+            f"--gpus and --engines-per-device ask for {count} engines: only --design lanes over --transport ring has"
+            " more than one",
+        )
+        require(
+            count == 1 or self.load.warmup_iters >= count - 1,
+            f"--warmup-iters {self.load.warmup_iters}: each of {count} engines loads its model at its first request;"
+            f" send at least {count - 1}",
+        )
+        require(count == 1 or not self.profile, f"--profile: records one engine, and there are {count}")
+        require(count == 1 or not self.limits, f"--limits: measures one engine alone, and there are {count}")
 
     @property
     def row_features(self) -> tuple[int, ...]:
@@ -363,15 +391,23 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModelConfig:
-    """One version of a model that a server has, with a backend process of its own."""
+    """One version of a model that a server has, with backend processes, its engines, of its own."""
 
     name: str  # by which clients ask for it
     version: str = "1"  # digits
     model: ModelConfig = field(default_factory=ModelConfig)
-    device: str = "cpu"
-    num_lanes: int = 1
+    device: str = "cpu"  # of the one engine, or of several; where there are `gpus`, these
+    gpus: tuple[ChosenGpu, ...] = ()
+    engines_per_device: int = 1
+    num_lanes: int = 1  # of each engine
     lanes: LanesConfig = field(default_factory=LanesConfig)
     image_size: int = 224  # of torchvision's models
+    preprocess_threads: int = 1  # for what a model's description has the host do
+    batching_is_open: bool = False  # nobody has said how large batches are: the model's description may
+
+    @property
+    def num_engines(self) -> int:
+        return max(1, len(self.gpus)) * self.engines_per_device
 
     @property
     def largest_batch(self) -> int:
@@ -389,6 +425,12 @@ class ServedModelConfig:
         )
         self.lanes.validate()
         require(self.num_lanes >= 1, f"--num-workers {self.num_lanes}: at least 1 lane must compute")
+        require(self.preprocess_threads >= 1, f"--preprocess-threads {self.preprocess_threads}: at least 1 is needed")
+        require(
+            self.engines_per_device >= 1 and self.num_engines <= MOST_ENGINES,
+            f"--engines-per-device {self.engines_per_device}: {self.num_engines} engines; there can be 1 to"
+            f" {MOST_ENGINES}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -492,10 +534,21 @@ class ServeConfig:
     model_control: ModelControl = option("none", "explicit: clients may load and unload models")
 
     @property
-    def main_device(self) -> str:
-        """A GPU that models compute on; the CPU if none does."""
-        kinds = [*self.models, *([] if self.repository is None else [self.repository.defaults])]
-        return next((each.device for each in kinds if each.device != "cpu"), "cpu")
+    def kinds(self) -> tuple[ServedModelConfig, ...]:
+        """Everything that says how models are served: each by name, and those of the folder together."""
+        return (*self.models, *(() if self.repository is None else (self.repository.defaults,)))
+
+    @property
+    def gpus(self) -> tuple[ChosenGpu, ...]:
+        """The GPUs that were chosen with --gpus, each once."""
+        return tuple(dict.fromkeys(gpu for each in self.kinds for gpu in each.gpus))
+
+    @property
+    def watched_devices(self) -> tuple[str, ...]:
+        """All devices that models compute on but the CPU: by UUID where they were chosen, else as torch calls them."""
+        found = [gpu.uuid for gpu in self.gpus]
+        found += [each.device for each in self.kinds if not each.gpus and each.device != "cpu"]
+        return tuple(dict.fromkeys(found))
 
     def queue_rows_of(self, largest_batch: int) -> int:
         """Return how many rows of a model with such batches a frontend holds at once."""
@@ -505,10 +558,8 @@ class ServeConfig:
         """Refuse what cannot be served. Raises InvalidOption."""
         check_options(self)
         require(bool(self.models) or self.repository is not None, "there is no model to serve; name at least one")
-        kinds = list(self.models)
         if self.repository is not None:
             self.repository.validate()
-            kinds.append(self.repository.defaults)
         named: set[tuple[str, str]] = set()
         for each in self.models:
             each.validate()
@@ -517,7 +568,7 @@ class ServeConfig:
                 f"two models are called {each.name}, version {each.version}; give each a name or a version of its own",
             )
             named.add((each.name, each.version))
-        for each in kinds:
+        for each in self.kinds:
             require(
                 self.queue_rows_of(each.largest_batch) >= each.largest_batch,
                 f"--queue-rows {self.queue_rows}: must hold a largest batch of {each.name}, {each.largest_batch} rows",

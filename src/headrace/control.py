@@ -23,6 +23,7 @@ class ServedModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int  # rows of one request, and of one batch
+    lanes: int = 1  # of each engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,13 @@ class VersionStatus:
     state: VersionState
     reason: str = ""  # why it is not ready, without paths of ours
     required: bool = False  # the server is not ready without it
+    engines: int = 1  # that there should be
+    engines_ready: int = 0
+
+    @property
+    def is_degraded(self) -> bool:
+        """It serves, with fewer engines than there should be."""
+        return 0 < self.engines_ready < self.engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Connect:
     ring: RingPair
     model: ServedModel
     backend: int
+    engine: int = 0  # which of the version's engines it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,7 @@ class Models:
 
     serial: int
     versions: tuple[VersionStatus, ...]
+    live: frozenset[int] = frozenset()  # the backends that requests may be sent to
 
 
 @dataclass(frozen=True, slots=True)

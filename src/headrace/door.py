@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.control import ServedModel
@@ -35,6 +36,7 @@ from headrace.door_messages import (
     trusts_user,
 )
 from headrace.errors import HeadraceError, InvalidOption, NotReady, QueueFull, TransportFailed, UnknownModel
+from headrace.placement import on_cpus
 from headrace.transport.layout import Layout
 from headrace.transport.pair import RingPair
 
@@ -51,13 +53,36 @@ class DoorLimits:
     total_bytes: int  # of all rings together; one process may have half of it
 
 
+class Part(NamedTuple):
+    """One of the engines of a model's version."""
+
+    name: str
+    version: str
+    engine: int
+
+
+class Backend(NamedTuple):
+    """A child process of ours that serves, and what wakes it. Its rings should lie near these CPUs, if any are told."""
+
+    pid: int
+    wake_fd: int
+    cpus: frozenset[int] | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Offer:
-    """A model that is ready, with descriptors of our own: what wakes its backend, and a pidfd of it."""
+    """An engine that is ready, with descriptors of our own: what wakes its backend, and a pidfd of it."""
 
     model: ServedModel
+    engine: int
+    pid: int
+    cpus: frozenset[int] | None
     wake_fd: int
     backend_fd: int
+
+    @property
+    def part(self) -> Part:
+        return Part(self.model.name, self.model.version, self.engine)
 
     def close(self) -> None:
         os.close(self.wake_fd)
@@ -72,10 +97,16 @@ class _Guest:
     process: int  # 0 where it is in a namespace that we cannot see
     due_ns: int  # until when it may go on like this; 0: for ever
     received: bytearray = field(default_factory=bytearray)
-    model: ServedModel | None = None  # of the ring that it has or waits for
+    part: Part | None = None  # whose ring it has or waits for
+    backend: int = 0  # its process
     by_default: bool = False  # it wanted the newest version, whichever that is
     ring_bytes: int = 0
     is_gone: bool = False
+
+    def wants(self, model: ServedModel) -> bool:
+        """Tell whether it would be given a ring to this version if it asked now."""
+        part = self.part
+        return part is not None and part.name == model.name and (self.by_default or part.version == model.version)
 
     def say(self, answer: Answer, descriptors: list[int]) -> None:
         """Never waits: the first answer always fits into an empty socket."""
@@ -93,20 +124,22 @@ class _Guest:
 
 
 class Knock:
-    """A client that is to have a ring: give `ring` to the backend of `model`, then `grant`; or `refuse`."""
+    """A client that is to have a ring: give `ring` to the backend with this `pid`, then `grant`; or `refuse`."""
 
     def __init__(self, door: Door, guest: _Guest, ring: RingPair, offer: _Offer) -> None:
         self._door = door
         self._guest = guest
         self._offer = offer
         self.model = offer.model
+        self.pid = offer.pid
         self.ring = ring
 
     def grant(self) -> None:
         """Hand the client its end."""
         ring = self.ring
         descriptors = [ring.memory_fd, ring.wake_backend_fd, ring.wake_client_fd, self._offer.backend_fd]
-        self._end(Granted(ring.layout.rows, self.model), descriptors)
+        engines = self._door.engines(self._offer.part)
+        self._end(Granted(ring.layout.rows, self.model, self._offer.engine, engines), descriptors)
 
     def refuse(self, error: HeadraceError) -> None:
         self._end(_refusal(error), [])
@@ -128,7 +161,7 @@ class Door:
         self._limits = limits
         self._trusts = trusts
         self._lock = threading.Lock()
-        self._offers: dict[tuple[str, str], _Offer] = {}
+        self._offers: dict[Part, _Offer] = {}
         self._guests: set[_Guest] = set()
         self._knocks: list[Knock] = []
         self._closing = False
@@ -145,27 +178,34 @@ class Door:
             self._selector.register(self._wake_fd, selectors.EVENT_READ, lambda: None)
             self._thread.start()
 
-    def offer(self, model: ServedModel, backend_pid: int, wake_fd: int) -> None:
-        """Say that a model is ready at a child process of ours, which `wake_fd` wakes."""
-        offer = _Offer(model, os.dup(wake_fd), os.pidfd_open(backend_pid))
+    def offer(self, model: ServedModel, backend: Backend, engine: int = 0) -> None:
+        """Say that an engine of a model is ready. Clients of the model ask again, so that they use this one too."""
+        offer = _Offer(model, engine, backend.pid, backend.cpus, os.dup(backend.wake_fd), os.pidfd_open(backend.pid))
         with self._lock:
-            before = self._offers.pop((model.name, model.version), None)
-            self._offers[model.name, model.version] = offer
+            before = self._offers.pop(offer.part, None)
+            self._offers[offer.part] = offer
             for guest in self._guests:
-                if guest.by_default and guest.model and guest.model.name == model.name:
+                if guest.wants(model):
                     guest.retire()
         if before is not None:
             before.close()
 
-    def withdraw(self, name: str, version: str) -> None:
-        """Give no more rings to this version, and have its clients ask again. Safe to call for any version."""
+    def withdraw(self, pid: int) -> None:
+        """Give no more rings to this backend, and have its clients ask again. Safe to call for any process."""
         with self._lock:
-            offer = self._offers.pop((name, version), None)
+            offers = [offer for offer in self._offers.values() if offer.pid == pid]
+            for offer in offers:
+                del self._offers[offer.part]
             for guest in self._guests:
-                if guest.model and (guest.model.name, guest.model.version) == (name, version):
+                if guest.backend == pid:
                     guest.retire()
-        if offer is not None:
+        for offer in offers:
             offer.close()
+
+    def engines(self, part: Part) -> tuple[int, ...]:
+        """Return which engines of the same version are ready."""
+        with self._lock:
+            return tuple(sorted(each.engine for each in self._offers if each[:2] == part[:2]))
 
     def knocks(self) -> list[Knock]:
         """Return the clients that have come. Each must be granted or refused."""
@@ -180,7 +220,7 @@ class Door:
             if guest.is_gone:
                 return
             if not isinstance(answer, Granted):
-                guest.model, guest.ring_bytes = None, 0
+                guest.part, guest.backend, guest.ring_bytes = None, 0, 0
                 guest.due_ns = now_ns() + int(ASK_LIMIT_S * NS_PER_S)
                 os.eventfd_write(self._wake_fd, 1)
             guest.say(answer, descriptors)
@@ -241,7 +281,7 @@ class Door:
             return
         except OSError:
             data = b""
-        if not data or guest.model is not None:
+        if not data or guest.part is not None:
             if data:  # to the backend, which has this connection too, it is as if the client had gone
                 guest.connection.shutdown(socket.SHUT_RDWR)
             self._drop(guest)
@@ -258,7 +298,7 @@ class Door:
     def _asked(self, guest: _Guest, ask: Ask) -> None:
         if not ask.model:
             with self._lock:
-                models = tuple(offer.model for offer in self._offers.values())
+                models = tuple({part[:2]: offer.model for part, offer in self._offers.items()}.values())
             self.answer(guest, Models(models), [])
             return
         try:
@@ -280,24 +320,29 @@ class Door:
             layout = Layout(rows=rows, inputs=model.inputs, outputs=model.outputs)
             self._require_room(guest, layout.total_bytes)
             offer = replace(found, wake_fd=os.dup(found.wake_fd), backend_fd=os.dup(found.backend_fd))
-            guest.model, guest.by_default, guest.ring_bytes = model, ask.version is None, layout.total_bytes
-            guest.due_ns = 0
+            guest.part, guest.backend, guest.by_default = offer.part, offer.pid, ask.version is None
+            guest.ring_bytes, guest.due_ns = layout.total_bytes, 0
         try:
-            ring = RingPair.create(layout, offer.wake_fd)
+            with on_cpus(offer.cpus):
+                ring = RingPair.create(layout, offer.wake_fd)
         except HeadraceError:
             offer.close()
             raise
         return Knock(self, guest, replace(ring, peer_fd=os.dup(guest.connection.fileno())), offer)
 
     def _find(self, ask: Ask) -> _Offer:
-        versions = {version: offer for (name, version), offer in self._offers.items() if name == ask.model}
+        of_model = [part for part in self._offers if part.name == ask.model]
+        versions = tuple(dict.fromkeys(part.version for part in of_model))
         if not versions:
             raise NotReady(f"model {ask.model} is not ready, or there is none of that name")
-        if ask.version is None:
-            return versions[max(versions, key=int)]
-        if ask.version not in versions:
-            raise UnknownModel(f"model {ask.model} has no version {ask.version}; it has {', '.join(versions)}")
-        return versions[ask.version]
+        version = max(versions, key=int) if ask.version is None else ask.version
+        if version not in versions:
+            raise UnknownModel(f"model {ask.model} has no version {version}; it has {', '.join(versions)}")
+        engines = [part for part in of_model if part.version == version and ask.engine in (None, part.engine)]
+        if not engines:
+            raise NotReady(f"engine {ask.engine} of model {ask.model}, version {version}, is not ready")
+        guests = [guest.part for guest in self._guests]
+        return self._offers[min(engines, key=guests.count)]
 
     def _require_room(self, guest: _Guest, ring_bytes: int) -> None:
         for most, whose, held in (

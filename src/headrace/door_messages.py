@@ -48,6 +48,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int = (
         0  # of the ring; 0: as the server thinks fit. It gives at least a largest batch, and no more than it may
     )
+    engine: int | None = None  # of the version; None: any
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):
@@ -55,6 +56,8 @@ class Granted(msgspec.Struct, frozen=True, tag="granted"):
 
     rows: int
     model: ServedModel
+    engine: int = 0  # which of the version's engines it is to
+    engines: tuple[int, ...] = (0,)  # all that are ready
 
 
 class Models(msgspec.Struct, frozen=True, tag="models"):

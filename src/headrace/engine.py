@@ -16,7 +16,7 @@ from headrace.model.shapes import DynamicDim
 from headrace.pipeline.assembly import EngineConfig, EngineReport, Running, start
 
 if TYPE_CHECKING:
-    from headrace.model.signature import Inputs
+    from headrace.model.signature import Inputs, Signature
 
 __all__ = ["DynamicDim", "Engine", "EngineConfig", "EngineReport", "Normalise"]
 
@@ -61,6 +61,11 @@ class Engine:
         return self._require().report
 
     @property
+    def signature(self) -> Signature:
+        """What goes in and comes out; of the smallest size where a dimension is dynamic. Raises EngineStopped."""
+        return self._require().signature
+
+    @property
     def recompiles(self) -> int:
         """How often Dynamo has compiled since the engine was ready: 0, if all is well."""
         return self._require().recompiles()
@@ -76,6 +81,12 @@ class Engine:
         """Answer what was taken, then end. Safe to call at any time."""
         self._running = None
         self._stack.close()
+
+    def check(self) -> None:
+        """Raise EngineStopped if no request can be computed: it was not started, was stopped, or its device is lost."""
+        failure = self._require().failure()
+        if failure is not None:
+            raise EngineStopped(str(failure)) from failure
 
     def infer(self, inputs: Inputs, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         """Return the model's outputs for these rows.

@@ -134,3 +134,9 @@ class IncomparableRuns(HeadraceError):
     """Runs whose difference would say nothing, because more than the thing compared differs."""
 
     exit_code = 2
+
+
+class MissingExtra(HeadraceError, ImportError):
+    """An optional part of Headrace is asked for, and what it needs is not installed."""
+
+    exit_code = 2

@@ -55,7 +55,7 @@ class FrontendJob:
     names: tuple[str, ...]  # of the models
     explicit_control: bool  # clients may load and unload models
     board: DupFdHolder  # the counters' memory
-    device: str  # that backends compute on
+    devices: tuple[str, ...]  # GPUs that backends compute on, as torch calls them or by UUID
     listener: socket.socket
     control: Connection
     http: HttpSettings

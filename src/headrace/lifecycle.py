@@ -1,7 +1,8 @@
 """Which backends a server has: what is started, connected, retired and ended, and when. It decides, and does nothing.
 
-A backend is the process of one version of a model. It is *starting* until its lanes are warm, then *ready*, and if it
-dies it is *waiting* to be started anew. A version that is no longer wanted is *retiring* until no frontend needs its
+A backend is the process of one engine of a version of a model; a version has one engine, or one on each of several
+GPUs. It is *starting* until its lanes are warm, then *ready*, and if it dies it is *waiting* to be started anew: of
+several, that one alone. A version that is no longer wanted is *retiring* until no frontend needs its
 backend any more, then *ending*.
 
 Changes of one model, to load or to unload it, come one after the other. A change first starts what is to be there and
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from headrace.clock import NS_PER_S, Clock, seconds
-from headrace.control import Models, ServedModel, Verb, VersionState, VersionStatus
+from headrace.control import Models, Verb, VersionState, VersionStatus
 from headrace.errors import EngineStopped, HeadraceError, QueueFull, RunFailed, UnknownModel
 from headrace.repository import Found, Versions
 
@@ -32,7 +33,11 @@ State = Literal["starting", "ready", "waiting", "retiring", "ending"]
 class Hands(Protocol):
     """What is done as decided. Backends and frontends are numbers here, and processes there."""
 
-    def start(self, backend: int, found: Found) -> None: ...
+    def start(self, backend: int, found: Found, engine: int) -> None:
+        """Start the process of one of a version's engines, numbered from 0."""
+
+    def offer(self, backend: int) -> None:
+        """Let clients that come to the door have it too, in place of its predecessor."""
 
     def connect(self, backend: int, frontend: int) -> None:
         """Give both the ends of a ring. Raises TransportFailed if it cannot be made."""
@@ -74,6 +79,7 @@ class Asked:
 class _Backend:
     number: int
     found: Found
+    engine: int  # which of the version's
     started_ns: int
     required: bool  # the server is not ready without it
     state: State = "starting"
@@ -86,7 +92,13 @@ class _Backend:
 
     @property
     def label(self) -> str:
-        return f"{self.found.name} version {self.found.version}"
+        engine = f" (engine {self.engine})" if self.found.served.num_engines > 1 else ""
+        return f"{self.found.name} version {self.found.version}{engine}"
+
+    @property
+    def part(self) -> tuple[Found, int]:
+        """What it is for: no other one need be started for the same."""
+        return self.found, self.engine
 
     def shown_state(self) -> VersionState:
         if self.state == "ready":
@@ -146,7 +158,7 @@ class Lifecycle:
     def change(self, verb: Verb, name: str, asked: Asked) -> None:
         self._queue(_Change(verb, name, asked))
 
-    def backend_ready(self, number: int, model: ServedModel) -> None:
+    def backend_ready(self, number: int) -> None:
         backend = self._backends[number]
         if backend.state != "starting":
             return
@@ -158,8 +170,9 @@ class Lifecycle:
                 self._switch(change)
             return
         self._connect_or_kill(backend, self._listening)
+        self._hands.offer(number)
         self._publish()
-        self._hands.tell(f"{model.name} version {model.version}: ready again")
+        self._hands.tell(f"{backend.label}: ready again")
 
     def backend_failed(self, number: int, error: HeadraceError) -> None:
         """Note a backend's last words; its end follows."""
@@ -190,7 +203,7 @@ class Lifecycle:
         self._listening.add(frontend)
         for backend in self._live():
             self._connect_or_kill(backend, {frontend})
-        self._hands.publish(frontend, Models(self._serial, self._statuses()))
+        self._hands.publish(frontend, self._models())
 
     def frontend_ended(self, frontend: int) -> None:
         self._listening.discard(frontend)
@@ -225,7 +238,7 @@ class Lifecycle:
             backend.due_ns = None
             if backend.state == "waiting":
                 backend.state, backend.started_ns = "starting", self._clock()
-                self._hands.start(backend.number, backend.found)
+                self._hands.start(backend.number, *backend.part)
                 self._publish()
             else:
                 self._hands.tell(f"the backend of {backend.label} did not end in time; it is killed")
@@ -261,16 +274,17 @@ class Lifecycle:
         self._known[change.name] = tuple(found.version for found in versions.found)
         live = [backend for backend in self._live() if backend.found.name == change.name]
         change.kept = [backend for backend in live if backend.found in versions.wanted]
-        kept = [backend.found for backend in change.kept]
-        for found in versions.wanted:
-            if found not in kept:
+        kept = [backend.part for backend in change.kept]
+        wanted = [(found, engine) for found in versions.wanted for engine in range(found.served.num_engines)]
+        for part in wanted:
+            if part not in kept:
                 self._started += 1
-                backend = _Backend(self._started, found, self._clock(), required=change.is_first)
+                backend = _Backend(self._started, *part, self._clock(), required=change.is_first)
                 self._backends[self._started] = backend
                 change.fresh.append(backend)
         change.loading = {backend.number for backend in change.fresh}
         for backend in change.fresh:
-            self._hands.start(backend.number, backend.found)
+            self._hands.start(backend.number, *backend.part)
         self._publish()
 
     def _switch(self, change: _Change) -> None:
@@ -283,6 +297,7 @@ class Lifecycle:
             return
         for backend in change.fresh:
             backend.required = backend.is_live = True
+            self._hands.offer(backend.number)
             self._reasons.pop((change.name, backend.found.version), None)
         for backend in list(self._backends.values()):
             if backend.found.name == change.name and backend not in (*change.fresh, *change.kept):
@@ -377,10 +392,13 @@ class Lifecycle:
     def _publish(self) -> int:
         """Tell all frontends how the models are, and return the number by which they will say that they have heard."""
         self._serial += 1
-        models = Models(self._serial, self._statuses())
+        models = self._models()
         for frontend in sorted(self._listening):
             self._hands.publish(frontend, models)
         return self._serial
+
+    def _models(self) -> Models:
+        return Models(self._serial, self._statuses(), frozenset(backend.number for backend in self._live()))
 
     def _statuses(self) -> tuple[VersionStatus, ...]:
         statuses = []
@@ -400,4 +418,19 @@ class Lifecycle:
         shown = min(backends, key=lambda backend: _SHOWN_FIRST.index(backend.shown_state()))
         state = shown.shown_state()
         reason = shown.reason if state == "UNAVAILABLE" else ""
-        return VersionStatus(name=name, version=version, state=state, reason=reason, required=required)
+        serving = [backend for backend in backends if backend.shown_state() == "READY"]
+        if serving:  # what comes in its place, or what goes, has engines of its own
+            engines = serving[0].found.served.num_engines
+            absent = [each.reason for each in backends if each.is_live and each.state != "ready" and each.reason]
+            reason = f"{len(serving)} of {engines} engines: {absent[0]}" if len(serving) < engines and absent else ""
+        else:
+            engines = shown.found.served.num_engines
+        return VersionStatus(
+            name=name,
+            version=version,
+            state=state,
+            reason=reason,
+            required=required,
+            engines=engines,
+            engines_ready=len(serving),
+        )

@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from headrace import lanes_options, options
-from headrace.config import LanesConfig, ModelConfig, Precision, RepositoryConfig, ServedModelConfig, Stem, require
+from headrace.config import (
+    MOST_ENGINES,
+    LanesConfig,
+    ModelConfig,
+    Precision,
+    RepositoryConfig,
+    ServedModelConfig,
+    Stem,
+    require,
+)
+from headrace.gpus import choose_gpus
 from headrace.option_fields import option, placed
 from headrace.pipeline.batch import powers_of_two
 
@@ -16,6 +26,7 @@ MAX_BATCH_SIZE = 32
 LANES_GPU = 4
 LANES_CPU = 1
 MOST_ROWS = 65536
+MOST_PREPROCESS_THREADS = 16  # if nobody says how many
 _MOST = (1 << 63) - 1  # of a TOML integer
 _LANES = LanesConfig()
 _SWITCHES = lanes_options.SWITCHES
@@ -41,6 +52,20 @@ class ModelOptions:
         group="model",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE", group="model")
+    gpus: str | None = option(
+        None,
+        "all, or numbers with commas: an engine on each of these GPUs, and requests go where they are answered first;"
+        " takes the place of the device",
+        metavar="GPUS",
+        computed="the device alone",
+        group="model",
+    )
+    engines_per_device: int = option(
+        1,
+        "processes that each serve the model by themselves, on every GPU or on the CPU",
+        limits=(1, MOST_ENGINES),
+        group="model",
+    )
     precision: Precision = option(
         "tf32",
         "of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute in"
@@ -97,6 +122,13 @@ class ModelOptions:
         limits=(0, 3_600_000_000),
         group="lanes",
     )
+    preprocess_threads: int | None = option(
+        None,
+        "threads for a model's own steps on the CPU, before and after it",
+        limits=(1, 256),
+        computed=f"one per CPU, at most {MOST_PREPROCESS_THREADS}",
+        group="lanes",
+    )
     lane_depth: int = option(_LANES.depth, lanes_options.DEPTH_HELP, limits=(1, 64), group="lanes")
     prefetch: bool = option(_LANES.prefetch, _SWITCHES["prefetch"], group="lanes")
     spin: bool = option(_LANES.spin, _SWITCHES["spin"], group="lanes")
@@ -110,13 +142,15 @@ class ModelOptions:
         None, lanes_options.REWRITES["pointwise_as_matmul"], computed=lanes_options.PAYS, group="lanes"
     )
     stem: Stem = option(_LANES.stem, lanes_options.STEM_HELP, group="lanes")
+    batching_is_open: bool = False  # no option: whether `completed` has made up the buckets
 
     def completed(self) -> ModelOptions:
         """Return the same with everything that was left open filled in, for this machine.
 
         Raises InvalidOption or DeviceUnavailable.
         """
-        device = options.resolve_device(self.device)
+        gpus = None if self.gpus is None else options.resolve_gpus(self.gpus)
+        device = options.resolve_device(self.device) if gpus is None else "cuda"
         buckets = self.buckets or powers_of_two(self.max_batch_size or MAX_BATCH_SIZE)
         require(
             self.max_batch_size in (None, max(buckets)),
@@ -127,11 +161,14 @@ class ModelOptions:
             self,
             name=self.name or default_name(self.source),
             device=device,
+            gpus=None if gpus is None else ",".join(str(gpu.number) for gpu in gpus),
             num_workers=self.num_workers or (LANES_CPU if device == "cpu" else LANES_GPU),
             model_dir=self.model_dir or Path(),
             compile_cache=self.compile_cache or user_cache(),
             buckets=buckets,
             max_batch_size=max(buckets),
+            preprocess_threads=self.preprocess_threads or min(os.cpu_count() or 1, MOST_PREPROCESS_THREADS),
+            batching_is_open=self.batching_is_open or (self.buckets is None and self.max_batch_size is None),
         )
 
 
@@ -163,6 +200,8 @@ def served_model(given: ModelOptions) -> ServedModelConfig:
             precision=given.precision,
         ),
         device=given.device,
+        gpus=() if given.gpus is None else choose_gpus(given.gpus),
+        engines_per_device=given.engines_per_device,
         num_lanes=given.num_workers,
         lanes=LanesConfig(
             buckets=given.buckets,
@@ -171,6 +210,8 @@ def served_model(given: ModelOptions) -> ServedModelConfig:
             **{name: getattr(given, name) for name in (*_SWITCHES, *lanes_options.REWRITES, "stem")},
         ),
         image_size=given.image_size,
+        preprocess_threads=given.preprocess_threads or 1,
+        batching_is_open=given.batching_is_open,
     )
     config.validate()
     return config

@@ -137,7 +137,7 @@ def find_gpu(nvml: ModuleType, cuda_index: int, uuid: str | None, environ: Mappi
     except nvml.NVMLError:  # no library, no driver, no permission: all mean that this machine has no NVML for us
         return None
     if uuid is None:
-        uuid = cuda_uuid(cuda_index, environ, _list_devices(nvml))
+        uuid = cuda_uuid(cuda_index, environ, list_devices(nvml))
     elif not uuid.startswith(("GPU-", "MIG-")):
         uuid = f"GPU-{uuid}"  # torch leaves the prefix out
     if uuid is None:
@@ -193,7 +193,8 @@ def _named_by(entry: str, uuids: Sequence[str]) -> str | None:
     return uuids[int(entry)] if entry.isdecimal() and int(entry) < len(uuids) else None
 
 
-def _list_devices(nvml: ModuleType) -> list[ListedGpu]:
+def list_devices(nvml: ModuleType) -> list[ListedGpu]:
+    """Return all GPUs that we may use, in the order of their PCI addresses."""
     listed = []
     for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0):
         handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)

@@ -24,6 +24,7 @@ from headrace.config import (
     TransportConfig,
 )
 from headrace.errors import DeviceUnavailable, InvalidOption
+from headrace.gpus import ChosenGpu, choose_gpus
 from headrace.lanes_options import add_lanes_options, lanes_config
 from headrace.study.plan import SweepConfig
 
@@ -209,6 +210,18 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         help="predict threads, or lanes (default: 1; lanes: 4, or 16 for buckets below 8, 1 on the CPU)",
     )
     add_transport_options(group)
+    group.add_argument(
+        "--gpus",
+        metavar="GPUS",
+        help="lanes: all, or numbers with commas: an engine on each, and requests go where they are answered first",
+    )
+    group.add_argument(
+        "--engines-per-device",
+        type=int,
+        default=1,
+        metavar="N",
+        help="lanes: processes that serve by themselves, on every GPU or on the CPU (default: 1)",
+    )
     group.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a request (default: 32)")
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model"
@@ -333,11 +346,15 @@ def add_transport_options(group: argparse._ArgumentGroup) -> None:
 
 def run_config(args: argparse.Namespace) -> RunConfig:
     """Return the run that the options ask for, validated. Raises InvalidOption or DeviceUnavailable."""
-    device = resolve_device(args.device)
+    gpus = () if args.gpus is None else resolve_gpus(args.gpus)
+    device = f"cuda:{gpus[0].number}" if gpus else resolve_device(args.device)
+    engines = max(1, len(gpus)) * args.engines_per_device
     lanes = lanes_config(args)
     workers = _default_workers(args.design, device, lanes) if args.num_workers is None else args.num_workers
     config = RunConfig(
         device=device,
+        gpus=tuple(gpu.number for gpu in gpus),
+        engines_per_device=args.engines_per_device,
         model=replace(model_config(args, args.model), seed=args.seed, compile_cache=args.compile_cache),
         design=DesignConfig(name=args.design, num_workers=workers),
         inputs=InputConfig(
@@ -354,11 +371,11 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             client=args.client,
         ),
         lanes=lanes,
-        limits=args.design == "lanes" if args.limits is None else args.limits,
+        limits=args.design == "lanes" and engines == 1 if args.limits is None else args.limits,
         load=load_config(
             args,
-            num_iters=_by_device(args.num_iters, device, _usual_iters(args), NUM_ITERS_CPU),
-            warmup_iters=2 * workers if args.warmup_iters is None else args.warmup_iters,
+            num_iters=_by_device(args.num_iters, device, engines * _usual_iters(args), NUM_ITERS_CPU),
+            warmup_iters=2 * workers * engines if args.warmup_iters is None else args.warmup_iters,
         ),
         profile=args.profile,
     )
@@ -399,6 +416,14 @@ def _by_device(given: int | None, device: str, usual: int, on_cpu: int) -> int:
     if given is not None:
         return given
     return on_cpu if device == "cpu" else usual
+
+
+def resolve_gpus(text: str) -> tuple[ChosenGpu, ...]:
+    """Return the GPUs that --gpus means. Raises InvalidOption and DeviceUnavailable."""
+    chosen = choose_gpus(text)
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        raise DeviceUnavailable(f"--gpus {text}: the installed torch is built for the CPU; install one for CUDA")
+    return chosen
 
 
 def resolve_device(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from headrace.deployment import FILE_NAME, Deployment, Surroundings, read_deployment
@@ -19,13 +20,18 @@ EPILOG = (
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
+    add_options(parser, (*OPTIONS[SERVER], *OPTIONS[MODELS]))
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add --config, and these options of the file under their headings."""
     parser.add_argument(
         "--config",
         metavar="FILE",
         help=f"describes the deployment (default: {FILE_NAME} of the current folder, if any; {CONFIG_VARIABLE})",
     )
     groups = {}
-    for option in (*OPTIONS[SERVER], *OPTIONS[MODELS]):
+    for option in options:
         heading = option.details.get("group", SERVER)
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)

@@ -1,9 +1,9 @@
 """The parent of a server: starts backends and frontends, brings them together, starts anew what dies, stops them all.
 
 Frontends listen from the first moment and say that they are not ready until every model is. A backend that dies is
-noticed by the frontends themselves, which answer what it held with an error at once and are not ready until the next
-one is; other models go on. Which backends there are, and when frontends switch from one to another, is decided in
-`lifecycle`; this is what does it.
+noticed by the frontends themselves, which answer what it held with an error at once. Where it was the only engine of a
+version they are not ready until the next one is; other engines, and other models, go on. Which backends there are, and
+when frontends switch from one to another, is decided in `lifecycle`; this is what does it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from headrace.control import (
     ServedModel,
     Stop,
 )
-from headrace.door import Door, DoorLimits, open_door
+from headrace.door import Backend, Door, DoorLimits, Part, open_door
 from headrace.errors import HeadraceError, InvalidOption, NotReady
 from headrace.frontend.board import Board, make_board
 from headrace.frontend_job import FrontendJob, access_settings, http_settings, tracing_settings
 from headrace.lifecycle import Asked, BackOff, Lifecycle
+from headrace.placement import Place, inherited, on_cpus, places
 from headrace.ports import reserve_port
 from headrace.processes import ChildFailed
 from headrace.region_changes import RegionChanges
@@ -56,6 +57,8 @@ BACKLOG = 4096
 class _Backend:
     child: Child
     found: Found
+    engine: int  # which of the version's
+    place: Place
     wake_fd: int  # all its rings'
     end_fd: int  # a pidfd of its own, for those who must hear of its death before they have heard of it
     model: ServedModel | None = None  # once it is ready
@@ -65,9 +68,8 @@ class _Backend:
         os.close(self.end_fd)
 
     @property
-    def serves(self) -> tuple[str, str] | None:
-        """The name and version that it is ready for."""
-        return (self.model.name, self.model.version) if self.model is not None else None
+    def part(self) -> Part:
+        return Part(self.found.name, self.found.version, self.engine)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +89,7 @@ class Supervisor:
         self._tell = tell
         self._board_fd = make_board(config.frontends)
         self._board = Board.attach(self._board_fd)
-        self._died: set[tuple[str, str]] = set()  # versions whose backend has ended by itself
+        self._died: set[Part] = set()  # engines that have ended by themselves
         self._signals = Signals()
         self._repository = Repository(config)
         self._backends: dict[int, _Backend] = {}
@@ -150,7 +152,7 @@ class Supervisor:
             names=self._repository.names(),
             explicit_control=self._config.model_control == "explicit",
             board=DupFdHolder(self._board_fd),
-            device=self._config.main_device,
+            devices=self._config.watched_devices,
             listener=self._listener,
             control=control,
             http=http_settings(self._config),
@@ -186,8 +188,7 @@ class Supervisor:
     def _let_in(self) -> None:
         """Give backends the rings of clients that have come to the door."""
         for knock in self._door.knocks():
-            served = (knock.model.name, knock.model.version)
-            backend = self._hands.newest(served)
+            backend = next((each for each in self._backends.values() if each.child.process.pid == knock.pid), None)
             if backend is None:
                 knock.refuse(NotReady(f"model {knock.model.name} is not ready; try again"))
             else:
@@ -243,7 +244,7 @@ class Supervisor:
             del self._backends[number]
             self._hands.withdraw(backend)
             if code and backend.model is not None:
-                self._died.add((backend.model.name, backend.model.version))
+                self._died.add(backend.part)
             self._lifecycle.backend_ended(number, code)
 
     def _heard_backend(self, number: int, backend: _Backend, word: object) -> None:
@@ -251,18 +252,17 @@ class Supervisor:
             self._lifecycle.backend_failed(number, word.error)
         elif isinstance(word, BackendReady):
             backend.model = word.model
-            self._count(word.model)
-            if backend.child.process.pid is not None:
-                self._door.offer(word.model, backend.child.process.pid, backend.wake_fd)
+            self._count(backend.part)
+            where = f" on {backend.place.label}" if backend.place.label else ""
             for note in word.notes:
-                self._tell(f"{word.model.name} {word.model.version}: {note}")
-            self._lifecycle.backend_ready(number, word.model)
+                self._tell(f"{word.model.name} {word.model.version}{where}: {note}")
+            self._lifecycle.backend_ready(number)
 
-    def _count(self, model: ServedModel) -> None:
-        """Give a version its place on the board, and count it if it has come back."""
-        slot = self._board.slot(model.name, model.version)
-        if (model.name, model.version) in self._died:
-            self._died.remove((model.name, model.version))
+    def _count(self, part: Part) -> None:
+        """Give a version its place on the board, and count an engine that has come back."""
+        slot = self._board.slot(part.name, part.version)
+        if part in self._died:
+            self._died.remove(part)
             self._board.restarted(slot)
 
     def _tell_once_ready(self) -> None:
@@ -274,7 +274,7 @@ class Supervisor:
         address = self._grpc_address()
         grpc = f", gRPC on {address[0]}:{address[1]}" if address is not None else ""
         for name in dict.fromkeys(name for name, _ in models):
-            versions = ", ".join(str(version) for each, version in models if each == name)
+            versions = ", ".join(str(version) for version in sorted({each[1] for each in models if each[0] == name}))
             self._tell(f"ready: http://{host}:{port}/v2/models/{name} (version {versions}){grpc}")
 
     def _children(self) -> list[Child | None]:
@@ -325,13 +325,17 @@ class _Hands:
     queue_rows_of: Callable[[int], int]  # rows of a frontend's ring, by those of a largest batch
     tell_person: Callable[[str], None]
 
-    def start(self, backend: int, found: Found) -> None:
+    def start(self, backend: int, found: Found, engine: int) -> None:
+        served = found.served
+        place = places(served.device, served.gpus, served.engines_per_device)[engine]
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        job = partial(BackendJob, served=found.served, wake=DupFdHolder(wake_fd))
+        job = partial(BackendJob, served=served, place=place, wake=DupFdHolder(wake_fd))
         name, target = f"backend {found.name} {found.version}", "headrace.backend.process:run_backend"
-        child = Child.start(name, target, lambda control: job(control=control))
+        with inherited(place):
+            child = Child.start(name, target, lambda control: job(control=control))
         assert child.process.pid is not None
-        self.backends[backend] = _Backend(child, found, wake_fd, os.pidfd_open(child.process.pid))
+        end_fd = os.pidfd_open(child.process.pid)
+        self.backends[backend] = _Backend(child, found, engine, place, wake_fd, end_fd)
 
     def connect(self, backend: int, frontend: int) -> None:
         there, client = self.backends[backend], self.frontends[frontend].child
@@ -340,27 +344,29 @@ class _Hands:
         layout = Layout(
             rows=self.queue_rows_of(there.model.max_batch_size), inputs=there.model.inputs, outputs=there.model.outputs
         )
-        ring = RingPair.create(layout, there.wake_fd)
+        with on_cpus(there.place.cpus):
+            ring = RingPair.create(layout, there.wake_fd)
         try:
             there.child.send(Attach(ring))
-            client.send(Connect(replace(ring, peer_fd=there.end_fd), there.model, backend))
+            client.send(Connect(replace(ring, peer_fd=there.end_fd), there.model, backend, there.engine))
         finally:
             ring.close()
+
+    def offer(self, backend: int) -> None:
+        there = self.backends[backend]
+        if there.model is not None and there.child.process.pid is not None:
+            at = Backend(there.child.process.pid, there.wake_fd, there.place.cpus)
+            self.door.offer(there.model, at, there.engine)
 
     def retire(self, backend: int, frontend: int) -> None:
         if backend in self.backends:
             self.withdraw(self.backends[backend])
         self._send(frontend, Retire(backend))
 
-    def newest(self, served: tuple[str, str]) -> _Backend | None:
-        """Return the last of the backends that are ready for a model's version."""
-        found = [each for each in self.backends.values() if each.serves == served]
-        return found[-1] if found else None
-
     def withdraw(self, backend: _Backend) -> None:
-        """Give no client a ring to this backend any more, unless another one has its version too."""
-        if backend.serves is not None and self.newest(backend.serves) in (None, backend):
-            self.door.withdraw(*backend.serves)
+        """Give no client a ring to this backend any more."""
+        if backend.child.process.pid is not None:
+            self.door.withdraw(backend.child.process.pid)
 
     def publish(self, frontend: int, models: Models) -> None:
         self._send(frontend, models)

@@ -21,19 +21,30 @@ DTYPE_BYTES = {
     "int64": 8,
     "bool": 1,
 }
+BYTES = "bytes"  # a dtype beside torch's: elements of any length up to a limit
+LENGTH_BYTES = 4  # in front of each of them, little-endian, as the protocol has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One named tensor of a model: what a row of it is."""
+    """One named tensor of a model: what a row of it is.
+
+    Elements of dtype BYTES lie in cells of one size: their length, then themselves, then what was there before.
+    """
 
     name: str
-    dtype: str  # torch's name, a key of DTYPE_BYTES
+    dtype: str  # torch's name, a key of DTYPE_BYTES, or BYTES
     features: tuple[int, ...]  # shape of one row
+    max_bytes: int = 0  # of an element of dtype BYTES; 0: of other dtypes, or not known
+
+    @property
+    def is_bytes(self) -> bool:
+        return self.dtype == BYTES
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.features) * DTYPE_BYTES[self.dtype]
+        size = LENGTH_BYTES + self.max_bytes if self.is_bytes else DTYPE_BYTES[self.dtype]
+        return math.prod(self.features) * size
 
 
 def row_bytes(tensor: Tensor) -> int:

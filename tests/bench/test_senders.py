@@ -1,12 +1,15 @@
 """Senders over a real ring within one process, and over a queue that is a list: what was sent, and what comes back."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.bench.senders import CopyingSender, InPlaceSender, QueueSender
+from headrace.bench.senders import CopyingSender, InPlaceSender, JoinedSender, QueueSender
 from headrace.request import Response, Ticket, Timeline
 from headrace.tensors import TensorSpec
 from headrace.transport.layout import Layout
@@ -267,3 +270,96 @@ def test_an_answer_of_a_queue_reads_like_one_of_a_ring():
     assert (answer.outputs.shape, answer.failed.tolist(), answer.first_error) == ((1, 2, 5), [False], None)
     assert (error.outputs, error.failed.tolist(), error.first_error) == (None, [True], "ValueError: bad")
     assert sender.receive(0) is None
+
+
+LANES = 4  # of each engine
+BOTH = range(2)
+
+
+class Engines:
+    """Two rings and the sender that joins them, as a context."""
+
+    def __init__(self, kind):
+        self._stack = ExitStack()
+        self._kind = kind
+
+    def __enter__(self):
+        self.rings = [self._stack.enter_context(Ring(self._kind)) for _ in BOTH]
+        self.sender = JoinedSender([ring.sender for ring in self.rings], ROWS, ROWS, LANES, skip=0)
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def held(self, engine):
+        backend = self.rings[engine].backend
+        backend.take()
+        return sorted(backend.waiting)
+
+
+@OVER_A_RING
+def test_requests_are_spread_over_engines_as_long_as_any_has_room(kind):
+    with Engines(kind) as engines:
+        sent = sum(len(engines.sender.send([index])) for index in range(2 * PLACES))
+        assert sent == 2 * PLACES
+        assert not engines.sender.send([99])
+        assert [len(engines.held(engine)) for engine in BOTH] == [PLACES, PLACES]
+        assert sorted(engines.held(0) + engines.held(1)) == list(range(2 * PLACES))
+
+
+def test_several_requests_are_sent_in_order_until_there_is_no_room():
+    with Engines(InPlaceSender) as engines:
+        assert len(engines.sender.send(list(range(10)))) == 2 * PLACES
+        assert sorted(engines.held(0) + engines.held(1)) == list(range(2 * PLACES))
+
+
+@OVER_A_RING
+def test_answers_come_from_all_engines_with_their_lanes_numbered_through(kind):
+    with Engines(kind) as engines:
+        batches = {index: engines.sender.send([index])[0] for index in range(4)}
+        lanes = {}
+        for engine in (1, 0):
+            engines.rings[engine].backend.answer(*engines.held(engine))
+        while len(lanes) < 4:
+            received = engines.sender.receive(30)
+            for descriptor, output in zip(received.descriptors, received.outputs, strict=True):
+                index = int(descriptor["request"])
+                lanes[index] = int(descriptor["lane"])
+                assert output[:, 0].tolist() == [20.0 * batches[index], 20.0 * batches[index] + 2]
+        first, second = sorted(set(lanes.values()))
+        assert second == first + LANES, "the same lane of each"
+        assert list(lanes.values()).count(first) == 2
+        assert engines.sender.receive(0) is None
+
+
+def test_an_answer_wakes_whoever_waits_for_any_engine():
+    with Engines(CopyingSender) as engines, ThreadPoolExecutor(1) as pool:
+        engines.sender.send([0])
+        engines.sender.send([1])
+        for index in (1, 0):
+            waiting = pool.submit(engines.sender.receive, 30)
+            engine = next(engine for engine in BOTH if index in engines.held(engine))
+            engines.rings[engine].backend.answer(index)
+            assert waiting.result(30).descriptors["request"].tolist() == [index]
+
+
+def test_the_engine_that_answers_sooner_gets_the_next_request():
+    with Engines(CopyingSender) as engines:
+        engines.sender.send([0])
+        engines.sender.send([1])
+        quick = next(engine for engine in BOTH if engines.held(engine) == [0])
+        for index in range(2, 12):
+            engines.rings[quick].backend.answer(*engines.held(quick))
+            engines.sender.receive(30)
+            engines.sender.send([index])
+            assert index in engines.held(quick), "it has fewer under way"
+
+
+def test_a_failed_request_is_told_by_whichever_engine_had_it():
+    with Engines(CopyingSender) as engines:
+        engines.sender.send([0])
+        engine = next(engine for engine in BOTH if engines.held(engine))
+        engines.rings[engine].backend.answer(0, failed=(0,))
+        received = engines.sender.receive(30)
+        assert received.failed.tolist() == [True]
+        assert "request 0 is bad" in received.first_error

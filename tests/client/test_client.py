@@ -377,7 +377,7 @@ def example_inputs():
 
 
 def test_what_the_readme_tells_a_caller_to_type_works(tmp_path, capsys):
-    (block,) = (each for each in python_blocks() if "Client" in each)
+    (block,) = (each for each in python_blocks() if 'infer("resnet18"' in each)
     server = Server(tmp_path, "--name", "resnet18", "--max-batch-size", "8", model=IMAGES)
     assert "http://127.0.0.1:8000" in block
     exec(compile(block.replace("http://127.0.0.1:8000", url_of(server)), "README.md", "exec"), {})  # noqa: S102

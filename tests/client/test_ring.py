@@ -12,6 +12,7 @@ import pytest
 
 from headrace import AsyncClient, Client
 from headrace.control import ServedModel
+from headrace.door import Backend as Engine
 from headrace.door import DoorLimits, open_door
 from headrace.errors import DeadlineExceeded, EngineStopped, InvalidRequest, NotReady, QueueFull
 from headrace.frontend.link import ModelFailed
@@ -42,8 +43,9 @@ class Backend:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def offer(self):
-        self.door.offer(MODEL, os.getpid(), self.wake_fd)
+    def offer(self, engine=0):
+        """Offer the first engine, or another one that is answered for here too."""
+        self.door.offer(MODEL, Engine(os.getppid() if engine else os.getpid(), self.wake_fd), engine)
 
     def release(self):
         self.holding.clear()
@@ -105,6 +107,11 @@ def client(backend, path):
         yield client
 
 
+def link_of(client):
+    (engines,) = client._core._rings._engines.values()
+    return engines.links[0]
+
+
 def batch(rows, value=1.0):
     return np.full((rows, 2), value, np.float32)
 
@@ -143,7 +150,7 @@ def test_requests_wait_for_room_and_get_it_in_order(backend, client):
         first = pool.submit(client.infer, "m", batch(3))
         assert backend.taken.acquire(timeout=WAIT_S)
         large = pool.submit(client.infer, "m", batch(4))
-        link = next(iter(client._core._rings._links.values()))
+        link = link_of(client)
         while not link._line:
             pass
         small = pool.submit(client.infer, "m", batch(1))
@@ -183,7 +190,7 @@ def test_rows_may_be_written_and_read_where_they_lie_and_used_again(client):
             call.inputs["x"][:] = value
             outputs = call.infer()
             np.testing.assert_array_equal(outputs["doubled"], batch(2, 2 * value))
-    link = next(iter(client._core._rings._links.values()))
+    link = link_of(client)
     assert link.ring.free_rows == ROWS
 
 
@@ -203,8 +210,8 @@ def test_a_withdrawn_ring_answers_what_it_has_and_another_one_serves_the_rest(ba
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(client.infer, "m", batch(2))
         assert backend.taken.acquire(timeout=WAIT_S)
-        link = next(iter(client._core._rings._links.values()))
-        backend.door.withdraw("m", "1")
+        link = link_of(client)
+        backend.door.withdraw(os.getpid())
         while not link.is_retired:
             pass
         with pytest.raises(NotReady):
@@ -217,7 +224,7 @@ def test_a_withdrawn_ring_answers_what_it_has_and_another_one_serves_the_rest(ba
 
 
 def test_a_door_that_refused_is_asked_again_after_a_while(backend, path):
-    backend.door.withdraw("m", "1")
+    backend.door.withdraw(os.getpid())
     with Client(ring=path, retries=20, timeout=WAIT_S) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.infer, "m", batch(1))
         while not client._core._rings._pauses:
@@ -233,7 +240,7 @@ def test_closing_a_client_ends_what_it_waits_for(backend, path):
         held = pool.submit(client.infer, "m", batch(4))
         assert backend.taken.acquire(timeout=WAIT_S)
         waiting = pool.submit(client.infer, "m", batch(4))
-        link = next(iter(client._core._rings._links.values()))
+        link = link_of(client)
         while not link._line:
             pass
         client.close()
@@ -285,3 +292,55 @@ def test_closing_an_async_client_ends_what_it_waits_for(backend, path):
             await held
 
     asyncio.run(run())
+
+
+def test_requests_are_spread_over_the_rings_to_all_engines(backend, path):
+    backend.offer(engine=1)
+    with Client(ring=path, timeout=WAIT_S) as client, ThreadPoolExecutor(2) as pool:
+        backend.holding.set()
+        held = [pool.submit(client.infer, "m", batch(ROWS, value)) for value in (1.0, 2.0)]
+        for _ in held:
+            assert backend.taken.acquire(timeout=WAIT_S), "neither waits for the other's room"
+        (engines,) = client._core._rings._engines.values()
+        assert [link.ring.free_rows for link in engines.links] == [0, 0]
+        backend.release()
+        for value, future in zip((1.0, 2.0), held, strict=True):
+            np.testing.assert_array_equal(future.result(WAIT_S)["doubled"], batch(ROWS, 2 * value))
+
+
+def test_an_engine_that_goes_leaves_the_others_and_one_that_comes_is_used(backend, path):
+    backend.offer(engine=1)
+    with Client(ring=path, timeout=WAIT_S) as client:
+
+        def engines_after(change):
+            client.infer("m", batch(1))
+            (before,) = client._core._rings._engines.values()
+            change()
+            while before.is_whole:
+                pass
+            np.testing.assert_array_equal(client.infer("m", batch(1))["doubled"], batch(1, 2.0))
+            (engines,) = client._core._rings._engines.values()
+            return sorted(link.engine for link in engines.links)
+
+        assert engines_after(lambda: backend.door.withdraw(os.getppid())) == [0]
+        assert engines_after(lambda: backend.offer(engine=1)) == [0, 1]
+        assert client.transport == "ring"
+
+
+def test_a_request_that_waits_for_room_at_an_engine_that_goes_is_taken_by_another(backend, path):
+    backend.offer(engine=1)
+    backend.holding.set()
+    with Client(ring=path, timeout=WAIT_S) as client, ThreadPoolExecutor(3) as pool:
+        held = [pool.submit(client.infer, "m", batch(ROWS)) for _ in range(2)]
+        for _ in held:
+            assert backend.taken.acquire(timeout=WAIT_S)
+        (engines,) = client._core._rings._engines.values()
+        waiting = pool.submit(client.infer, "m", batch(ROWS))
+        while not (lines := [link for link in engines.links if link._line]):
+            pass
+        backend.door.withdraw(os.getppid() if lines[0].engine else os.getpid())
+        while not lines[0].is_retired:
+            pass
+        backend.release()
+        for future in (*held, waiting):
+            np.testing.assert_array_equal(future.result(WAIT_S)["doubled"], batch(ROWS, 2.0))

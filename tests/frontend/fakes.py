@@ -57,6 +57,7 @@ class FakeLink:
 
     def __init__(self, rows=8, inputs=INPUTS, gate=None):
         self.model = ServedModel(name="m", version="1", inputs=inputs, outputs=inputs, max_batch_size=rows)
+        self.engine = 0
         self.total = rows
         self.leases = RowLeases(rows)
         self.tensors = [memoryview(bytearray(rows * spec.row_bytes)) for spec in inputs]

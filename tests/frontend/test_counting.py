@@ -35,6 +35,7 @@ class Call:
 
     def __init__(self, told=None):
         self.told = told
+        self.engine = 0
 
     def close(self):
         pass
@@ -45,6 +46,7 @@ class Link:
 
     def __init__(self, told=None, refusal=None, version="1"):
         self.model = model(version)
+        self.engine = 0
         self.in_flight = 3
         self.ring = SimpleNamespace(free_rows=10, layout=SimpleNamespace(rows=16))
         self._told = told

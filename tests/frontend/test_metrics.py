@@ -4,13 +4,15 @@ import asyncio
 import math
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from headrace.control import VersionStatus
+from headrace.frontend import metrics
 from headrace.frontend.board import Board
 from headrace.frontend.gpu import GpuReading, GpuWatch, read_gpu
-from headrace.frontend.metrics import render
 from headrace.transport.descriptors import ANSWER, Descriptor
 
 GPU = GpuReading(
@@ -43,9 +45,13 @@ def row(board):
     return board.row(0, board.slot("m", "1"))
 
 
+def render(models, ready, gpus, up_s, versions=()):
+    return metrics.render(models, metrics.Now(ready=ready, gpus=gpus, started_ago_s=up_s, versions=versions))
+
+
 def samples(board, ready=None, gpu=None):
     """Return all samples as {(name, labels but for the model's): value}, read by Prometheus's parser."""
-    text = render(board.totals(), ready or {}, gpu, 12.5).decode()
+    text = render(board.totals(), ready or {}, [gpu] if gpu else [], 12.5).decode()
     told = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -118,7 +124,7 @@ def buckets(told, name):
 def test_no_number_has_an_exponent(board, row):
     answered(row, 10**9, 1 << 40, 1 << 40, times=3)
     answered(row, 1, 1, 1)
-    lines = render(board.totals(), {}, GPU, 1e-7).decode().splitlines()
+    lines = render(board.totals(), {}, [GPU], 1e-7).decode().splitlines()
     values = [line.rpartition(" ")[2] for line in lines if not line.startswith("#")]
     assert values
     assert all(re.fullmatch(r"\d+(\.\d+)?", value) for value in values)
@@ -140,7 +146,7 @@ def test_gauges_say_what_is_held_now_and_what_is_ready(board, row):
 def test_names_cannot_break_the_text(board):
     name = 'a"b\\c\nd{x="1"} 5'
     board.slot(name, "1")
-    text = render(board.totals(), {(name, "1"): True}, None, 0).decode()
+    text = render(board.totals(), {(name, "1"): True}, [], 0).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["headrace_ready"].samples[0].labels == {"model": name, "version": "1"}
 
@@ -152,7 +158,7 @@ def test_a_gpu_has_one_label_and_a_share_between_0_and_1(board):
     assert told["nv_gpu_memory_used_bytes", label] == 61_234_567_890
     assert told["nv_gpu_memory_total_bytes", label] == 80_000_000_000
     assert told["nv_gpu_power_usage", label] == 350.5
-    assert b'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 61234567890\n' in render(board.totals(), {}, GPU, 0)
+    assert b'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 61234567890\n' in render(board.totals(), {}, [GPU], 0)
 
 
 def test_without_a_gpu_or_without_an_answer_of_it_there_is_no_number(board):
@@ -181,13 +187,13 @@ def test_the_gpu_is_asked_once_for_many_looks():
 
     def read():
         asked.append(1)
-        return GPU
+        return (GPU,)
 
     async def looks():
         watch = GpuWatch(read, wait_s=30)
         return await asyncio.gather(*[watch.look() for _ in range(5)])
 
-    assert asyncio.run(looks()) == [GPU] * 5
+    assert asyncio.run(looks()) == [(GPU,)] * 5
     assert len(asked) == 1
 
 
@@ -197,11 +203,50 @@ def test_a_gpu_that_does_not_answer_is_left_out_and_asked_once():
     def read():
         asked.append(1)
         hung.wait(30)
-        return GPU
+        return (GPU,)
 
     async def looks():
         watch = GpuWatch(read, wait_s=0.01)
         return [await watch.look() for _ in range(3)], hung.set()
 
-    assert asyncio.run(looks())[0] == [None] * 3
+    assert asyncio.run(looks())[0] == [()] * 3
     assert len(asked) == 1
+
+
+def test_several_gpus_are_told_apart_by_their_one_label(board):
+    text = render(board.totals(), {}, [GPU, replace(GPU, uuid="GPU-2", power_w=None)], 0).decode()
+    assert text.count("# TYPE nv_gpu_memory_used_bytes gauge") == 1
+    assert re.findall(r'nv_gpu_memory_used_bytes{gpu_uuid="(.*?)"}', text) == ["GPU-1", "GPU-2"]
+    assert re.findall(r'nv_gpu_power_usage{gpu_uuid="(.*?)"}', text) == ["GPU-1"]
+
+
+def test_engines_that_there_are_and_should_be(board):
+    status = {"name": "m", "state": "READY", "required": True}
+    versions = [
+        VersionStatus(version="1", engines=2, engines_ready=1, **status),
+        VersionStatus(version="2", engines=4, engines_ready=4, **status),
+        VersionStatus(version="3", name="m", state="UNAVAILABLE"),
+    ]
+    text = render(board.totals(), {}, [], 0, versions).decode()
+    found = re.findall(r'^(headrace_engines\w*){model="m",version="(\d)"} (\d)$', text, re.MULTILINE)
+    assert found == [
+        *[("headrace_engines", "1", "2"), ("headrace_engines", "2", "4")],
+        *[("headrace_engines_ready", "1", "1"), ("headrace_engines_ready", "2", "4")],
+    ], "and not of what nobody wants"
+    assert [status.is_degraded for status in versions] == [True, False, False]
+
+
+def test_each_engine_is_counted_for_itself_and_its_lanes_after_the_others():
+    board = Board.private()
+    row = board.row(0, board.slot("m", "1"))
+    row.lanes = 2
+    told = Descriptor(1, ANSWER, 0, 3, 1, 3, 0, 10, 20, 30, 40)  # on lane 1
+    row.succeeded(5, 50, 3, told, engine=0)
+    row.succeeded(5, 50, 3, told, engine=2)
+    (totals,) = board.totals()
+    assert totals.engine_requests[:3] == [1, 0, 1]
+    assert totals.engine_rows[:3] == [3, 0, 3]
+    assert [lane for lane, batches in enumerate(totals.lane_batches) if batches] == [1, 5]
+    told = samples(board)
+    assert told["headrace_engine_rows_total", ("engine=2",)] == 3
+    assert ("headrace_engine_rows_total", ("engine=1",)) not in told

@@ -13,6 +13,7 @@ from headrace.frontend.service import ControlOff, NotReady, Service, repository_
 class Link:
     def __init__(self, version, name="cat", in_flight=0):
         self.model = ServedModel(name=name, version=version, inputs=(), outputs=(), max_batch_size=1)
+        self.engine = 0
         self.in_flight = in_flight
 
 

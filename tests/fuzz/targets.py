@@ -54,7 +54,7 @@ def v2_request(data):
     except InvalidRequest:
         return
     assert sorted([*request.inline, *request.binary, *request.regions]) == list(range(len(specs)))
-    tensors = request.gather(memoryview(bytes(tail_bytes)), specs)
+    tensors = request.gather(memoryview(bytes(tail_bytes)))
     assert sum(len(tensors[number]) for number in request.binary) == tail_bytes
     for number, found in tensors.items():
         assert len(found) == request.rows * specs[number].row_bytes

@@ -59,3 +59,13 @@ def test_the_example_is_served_as_any_model(precision):
     require_accuracy(measure_error(optimised.module, model, example), precision)
     answer = optimised.module(*example)
     assert {name: list(tensor.shape) for name, tensor in answer.items()} == {"labels": [2, 5], "scores": [2, 5]}
+
+
+def test_images_of_the_right_size_are_not_resized_and_come_out_as_if_they_were():
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    resized = torch.nn.functional.interpolate(
+        images.permute(0, 3, 1, 2).float(), (8, 8), mode="bilinear", antialias=True
+    )
+    assert torch.equal(resized, images.permute(0, 3, 1, 2).float())
+    steps = FromImages(8, mean=(0, 0, 0), std=(1, 1, 1))
+    torch.testing.assert_close(steps(images), resized / 255)

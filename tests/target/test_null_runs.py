@@ -38,24 +38,16 @@ def test_a_known_law_is_recovered(tmp_path, law, rate, duration_s):
     assert log["due_ns"].tolist() == lindley(log["arrived_ns"].tolist(), log["service_ns"].tolist()).tolist()
     happened = log["answered_ns"] - log["arrived_ns"]
     service = seen["completed_ns"] - seen["issued_ns"]
-    # Both ends of a request are other processes' moments of running: a busy machine adds to each, never takes away.
-    room = max(0.02 * float(happened.mean()), waits(outcome))
-    assert 0 <= float(service.mean()) - float(happened.mean()) <= room
+    # A busy machine adds to each request, never takes away. How busy it was, two other things say: how late the null
+    # server answered, and how late the generator woke for its plan.
+    late = (log["answered_ns"] - log["due_ns"], seen["issued_ns"] - seen["scheduled_ns"])
+    added = float(service.mean()) - float(happened.mean())
+    assert 0 <= added <= 0.02 * float(happened.mean()) + 5 * sum(float(each.mean()) for each in late) + MS / 5
     p50, p99 = percentiles(service, 50, 99)
     true_p50, true_p99 = percentiles(happened, 50, 99)
-    assert true_p50 * 0.98 <= p50
-    assert true_p99 * 0.98 <= p99
-
-
-def waits(outcome) -> float:
-    """Return how long, on average, requests and answers of this run lay between the processes, as moments in time show.
-
-    Sent and arrived, answered and completed are as many moments each; the differences of their means need no matching.
-    """
-    log, seen = outcome.log, answered(outcome)
-    there = log["arrived_ns"].mean() - seen["issued_ns"].mean()
-    back = seen["completed_ns"].mean() - log["answered_ns"].mean()
-    return float(there + back) + 1000
+    room = 5 * sum(int(each.max()) for each in late) + MS / 5
+    assert true_p50 * 0.98 <= p50 <= true_p50 * 1.02 + room
+    assert true_p99 * 0.98 <= p99 <= true_p99 * 1.02 + room
 
 
 def test_a_plan_is_kept_by_several_generators(tmp_path):

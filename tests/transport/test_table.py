@@ -5,7 +5,7 @@ from mmap import mmap
 import pytest
 import torch
 
-from headrace.tensors import DTYPE_BYTES, TensorSpec
+from headrace.tensors import BYTES, DTYPE_BYTES, LENGTH_BYTES, TensorSpec
 from headrace.transport.layout import PAGE, Layout
 from headrace.transport.table import RowTable, torch_dtype
 
@@ -69,3 +69,11 @@ def test_the_memory_that_a_device_is_told_of_is_page_aligned_and_holds_all_tenso
     assert (begin % PAGE, memory.nbytes % PAGE) == (0, 0)
     for tensor in (*table.inputs, *table.outputs):
         assert begin <= tensor.data_ptr() <= tensor.data_ptr() + tensor.nbytes <= end
+
+
+def test_elements_of_any_length_lie_in_cells_of_bytes():
+    names = TensorSpec(name="names", dtype=BYTES, features=(2,), max_bytes=10)
+    table = table_of(Layout(rows=ROWS, inputs=(names,), outputs=(LAYOUT.outputs[0],)))
+    assert names.row_bytes == 2 * (LENGTH_BYTES + 10)
+    assert (table.inputs[0].dtype, tuple(table.inputs[0].shape)) == (torch.uint8, (ROWS, names.row_bytes))
+    assert table.input_addresses(3)[0] - table.input_addresses(0)[0] == 3 * names.row_bytes

@@ -24,7 +24,7 @@ def test_a_request_is_what_the_server_reads():
     assert read.id == "r"
     assert read.rows == 2
     assert read.inline == {}
-    data = read.gather(tail, [VALUES, IDS])
+    data = read.gather(tail)
     assert {number: bytes(part) for number, part in data.items()} == {0: values.tobytes(), 1: ids.tobytes()}
     assert read.outputs == (v2.WantedOutput("half", binary=True),)
     assert (read.timeout_us, read.priority) == (5, 2)
@@ -60,7 +60,7 @@ def answer(**changes):
         (answer(parameters={}), b"12345678", "have None bytes"),
         (answer(shape=[1, 3]), b"12345678", "have 8 bytes"),
         (answer(shape=[-1, -2]), b"12345678", "neither negative"),
-        (answer(datatype="BYTES"), b"12345678", "datatype BYTES; this client knows"),
+        (answer(datatype="STRING"), b"12345678", "datatype STRING; this client knows"),
         (answer(data=[1, 2, 3]), b"", "cannot reshape"),
         (answer(data=["a", "b"]), b"", "could not convert"),
         (answer(datatype="?").replace(b"?", b"\xff"), b"", "no infer response"),

@@ -30,6 +30,7 @@ from headrace.designs import make_published_design
 from headrace.designs.base import Design, Model
 from headrace.designs.lanes import LanesDesign
 from headrace.errors import HeadraceError, RunFailed
+from headrace.gpus import out_of_memory
 from headrace.model import precision
 from headrace.model.load import load_model
 from headrace.model.optimise import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -66,7 +67,7 @@ def run_backend_process(job: HostJob, go: Go) -> None:
 def run_backend(job: HostJob, go: Go, marks: list[tuple[str, int]]) -> None:
     """Serve until the client closes, then report; or report why not."""
     try:
-        device = open_device(job.device)
+        device = open_device(job.place.device)
         told = _Told([], [])
         _serve(job, go, device, lambda name: marks.append((name, now_ns())), told)
         done = HostDone(
@@ -79,6 +80,10 @@ def run_backend(job: HostJob, go: Go, marks: list[tuple[str, int]]) -> None:
         job.report.send(done)
     except HeadraceError as error:
         job.report.send(ChildFailed(error))
+    except torch.OutOfMemoryError as error:
+        job.report.send(
+            ChildFailed(out_of_memory(job.place.label or job.place.device, job.place.gpu_uuid, describe(error)))
+        )
     except Exception as error:  # noqa: BLE001  the run ends with it
         if os.environ.get("HEADRACE_DEBUG"):
             traceback.print_exc()
@@ -99,7 +104,7 @@ def _serve(job: HostJob, go: Go, device: Device, mark: Callable[[str], None], to
     """Serve until the client closes."""
     precision.apply(job.model.precision)
     keep_compiled_code(job.model.compile_cache)
-    divide_cpus(device, job.design.num_workers)
+    divide_cpus(device, job.place.sharers * job.design.num_workers)
     device.start()
     mark("device context")
 

@@ -11,6 +11,7 @@ from headrace.bench.prepared import Prepared
 from headrace.bench.record import Records
 from headrace.bench.summary import AnswerCheck, Limits, TorchFacts
 from headrace.config import ClientKind, DesignConfig, InputConfig, LanesConfig, LoadConfig, ModelConfig
+from headrace.placement import Place
 from headrace.transport.pair import QueuePair, RingPair
 
 
@@ -39,9 +40,11 @@ class LoadJob:
     over_ring: bool
     client: ClientKind  # over a ring: copies each batch in, or has them there
     report: Connection
-    window: Connection  # to the telemetry process
+    windows: tuple[Connection, ...]  # to the telemetry processes
     progress: SynchronizedArray[int]  # requests issued, answered; one writer each, for display
     answers: Path | None  # where to keep the answers, if anywhere
+    lanes: int = 1  # of each engine, where there are several
+    largest_batch: int = 1  # likewise, rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class HostJob:
     design: DesignConfig
     lanes: LanesConfig
     model: ModelConfig
-    device: str
+    place: Place
     queues: QueuePair
     report: Connection
     trace: Path | None  # where to write the profiler's trace, if anywhere
@@ -83,3 +86,8 @@ class Go:
 
     prepared: Prepared
     ring: RingPair | None  # what lies between them, if not the queues that they have been given
+    more_rings: tuple[RingPair, ...] = ()  # to the other engines, for the load generator
+
+    @property
+    def ring_rows(self) -> int:
+        return sum(ring.layout.rows for ring in (self.ring, *self.more_rings) if ring is not None)

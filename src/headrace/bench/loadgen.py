@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from headrace.bench.jobs import Go, LoadDone, LoadJob
 from headrace.bench.kept import UNKNOWN, KeptAnswers
 from headrace.bench.pacing import Closed, Pace, Planned
 from headrace.bench.record import PHASES, STATUSES, empty_records
-from headrace.bench.senders import CopyingSender, InPlaceSender, QueueSender, Received, Sender
+from headrace.bench.senders import CopyingSender, InPlaceSender, JoinedSender, QueueSender, Received, Sender
 from headrace.clock import NS_PER_S, Clock, now_ns
 from headrace.config import LoadConfig
 from headrace.errors import HeadraceError, RunFailed
@@ -64,7 +65,7 @@ def run_load_generator(job: LoadJob) -> None:
         generator.spin = job.over_ring and not job.backend_on_cpu and job.load.kind != "burst"
         generator.kept = KeptAnswers(generator.records, checker, keep_all=job.answers is not None)
         generator.records["rows"] = job.inputs.batch_size
-        generator.run(limit, lambda edge: _mark_window(job.window, edge), pace)
+        generator.run(limit, lambda edge: _mark_windows(job.windows, edge), pace)
         notes = tuple(text for text in (inputs.note, note) if text)
         job.report.send(_done(job, generator, notes))
     except HeadraceError as error:
@@ -78,14 +79,18 @@ def _make_sender(job: LoadJob, go: Go, inputs: Inputs) -> Sender:
     if go.ring is None:
         return QueueSender(QueueClient(job.queues), inputs.batches)
     kind = InPlaceSender if job.client == "zero-copy" else CopyingSender
-    return kind(RingClient(go.ring), inputs.batches)
+    senders = [kind(RingClient(ring), inputs.batches) for ring in (go.ring, *go.more_rings)]
+    if len(senders) == 1:
+        return senders[0]
+    return JoinedSender(senders, job.inputs.batch_size, job.largest_batch, job.lanes, skip=1 + job.load.warmup_iters)
 
 
 def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | None]:
     wanted = job.load.concurrency or arrivals.count(job.load)
     if go.ring is not None:
-        fit = go.ring.layout.rows // job.inputs.batch_size
-        note = f"at most {fit} of {wanted} requests were in flight at once (as many as the ring holds)"
+        fit = go.ring_rows // job.inputs.batch_size
+        whose = "rings hold" if go.more_rings else "ring holds"
+        note = f"at most {fit} of {wanted} requests were in flight at once (as many as the {whose})"
         return fit, note if fit < wanted else None
     return in_flight.in_flight_limit(
         wanted,
@@ -110,14 +115,15 @@ def make_pace(load: LoadConfig) -> Pace:
     return Closed(arrivals.count(load), load.concurrency, load.duration_s)
 
 
-def _mark_window(window: Connection, edge: str) -> None:
-    """Have telemetry take its end sample now. A dead telemetry process is the supervisor's to notice."""
-    try:
-        window.send(edge)
-        if window.poll(ACK_TIMEOUT_S):
-            window.recv()
-    except (OSError, EOFError):
-        return
+def _mark_windows(windows: Sequence[Connection], edge: str) -> None:
+    """Have telemetry take its end samples now. A dead telemetry process is the supervisor's to notice."""
+    for window in windows:
+        with suppress(OSError):
+            window.send(edge)
+    for window in windows:
+        with suppress(OSError, EOFError):
+            if window.poll(ACK_TIMEOUT_S):
+                window.recv()
 
 
 def _done(job: LoadJob, generator: Generator, notes: tuple[str, ...]) -> LoadDone:

@@ -71,7 +71,7 @@ def summary_table(summary: RunSummary) -> Table:
     )
     for name, justify in (("metric", "left"), ("value", "right"), ("what it is", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for line in (*_latency_lines(summary), *_efficiency_lines(summary)):
+    for line in (*_latency_lines(summary), *_engine_lines(summary), *_efficiency_lines(summary)):
         table.add_row(*line)
     table.add_section()
     for line in _activity_lines(summary):
@@ -131,6 +131,17 @@ def _goodput_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     if bound_s is None:
         return []
     return [("goodput", _number(goodput, "samples/s"), f"of right answers within {bound_s * 1e3:g} ms of their plan")]
+
+
+def _engine_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
+    return [
+        (
+            each.place,
+            _number(each.samples_per_s, "samples/s"),
+            f"{each.requests} requests" + ("" if each.share is None else f", {each.share:.1%} of the rows"),
+        )
+        for each in summary.engines
+    ]
 
 
 def _efficiency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:

@@ -65,16 +65,23 @@ def as_table(records: Records) -> pa.Table:
 
 
 def read_records(path: Path) -> Records:
-    """Read what `write_records` wrote."""
-    table = pq.read_table(path)
-    records = empty_records(table.num_rows)
-    for name in set(RECORD_DTYPE.names or ()) & set(table.column_names):
-        column = table.column(name).combine_chunks()
+    """Read what `write_records` wrote, a column at a time: at its height it needs the records and two columns more."""
+    file = pq.ParquetFile(path)
+    records = empty_records(file.metadata.num_rows)
+    for name in set(RECORD_DTYPE.names or ()) & set(file.schema_arrow.names):
+        column = file.read(columns=[name]).column(0)
         if name in ("phase", "status"):
-            words = PHASES if name == "phase" else STATUSES
-            coded = column.dictionary_encode()  # as it is written; a million words one by one take seconds
-            codes = np.array([words.index(word) for word in coded.dictionary.to_pylist()], dtype=np.int8)
-            records[name] = codes[coded.indices.to_numpy()] if len(coded) else 0
+            records[name] = _codes(column, PHASES if name == "phase" else STATUSES)
         else:
             records[name] = column.to_numpy()
     return records
+
+
+def _codes(column: pa.ChunkedArray, words: tuple[str, ...]) -> npt.NDArray[np.int8]:
+    """Return each word's place in `words`. Raises ValueError for a word that is not there."""
+    coded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):  # of no rows
+        return np.empty(0, dtype=np.int8)
+    places = np.array([words.index(word) for word in coded.dictionary.to_pylist()], dtype=np.int8)
+    codes: npt.NDArray[np.int8] = places[coded.indices.to_numpy()]
+    return codes

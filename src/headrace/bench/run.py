@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
@@ -18,17 +19,19 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from headrace import nvml
-from headrace.bench import answers, arrivals, environment, prepared, stats, trace
+from headrace.bench import answers, arrivals, environment, prepared, stats, trace, validity
 from headrace.bench.crew import Crew, Member
 from headrace.bench.jobs import Go, HostDone, HostJob, LoadDone, LoadJob, PrepareJob
 from headrace.bench.output import output_folder
 from headrace.bench.prepared import Prepared
-from headrace.bench.record import STATUSES, Records, write_records
-from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, Efficiency, RunSummary, encode
+from headrace.bench.record import STATUSES, Records, measured, write_records
+from headrace.bench.summary import FILE_NAME, SCHEMA_VERSION, Efficiency, EngineShare, RunSummary, encode
 from headrace.bench.telemetry import TelemetryJob, TelemetryResult
 from headrace.clock import NS_PER_S
 from headrace.config import RunConfig
 from headrace.errors import RunFailed, WrongAnswers
+from headrace.gpus import choose_gpus, require_free_memory, unlike_note
+from headrace.placement import Place, inherited, on_cpus, places
 from headrace.processes import Ready
 from headrace.tensors import TensorSpec
 from headrace.transport.layout import Layout
@@ -91,8 +94,14 @@ def raise_for(summary: RunSummary) -> None:
 class _Reported:
     prepared: Prepared
     load: LoadDone
-    host: HostDone
-    telemetry: TelemetryResult
+    hosts: tuple[HostDone, ...]  # one for each engine
+    telemetry: tuple[TelemetryResult, ...]  # one for each GPU; on the CPU one
+    places: tuple[Place, ...]
+
+    @property
+    def host(self) -> HostDone:
+        """The first engine's, which gets the first request."""
+        return self.hosts[0]
 
 
 class _Run:
@@ -106,6 +115,10 @@ class _Run:
         self._watcher = watcher
         self._progress = RawArray("q", 2)
         self._crew = Crew(self._draw)
+        gpus = choose_gpus(",".join(map(str, config.gpus))) if config.gpus else ()
+        require_free_memory(gpus)
+        self._unlike = unlike_note(gpus)
+        self._places = places(config.device, gpus, config.engines_per_device)
 
     def execute(self) -> _Reported:
         """Start everybody, give the word, and collect what they report. Leaves no process behind."""
@@ -123,26 +136,32 @@ class _Run:
     def _execute(self) -> _Reported:
         self._watcher.stage("preparing the requests and the eager model's answers")
         telemetry, load = self._start_observers()
-        host = self._start_host()
+        hosts = [self._start_host(number, place) for number, place in enumerate(self._places)]
         ready = self._prepare()
-        for note in ready.notes:
+        for note in (*ready.notes, *filter(None, [self._unlike])):
             self._watcher.tell(note)
-        self._crew.expect(telemetry, Ready, TELEMETRY_TIMEOUT_S)
+        for each in telemetry:
+            self._crew.expect(each, Ready, TELEMETRY_TIMEOUT_S)
         self._crew.expect(load, Ready)
-        self._crew.expect(host, Ready)
+        for host in hosts:
+            self._crew.expect(host, Ready)
         with self._alone():
             self._watcher.stage("loading the model and warming up")
-            ring = self._make_ring(ready)
-            host.report.send(Go(ready, ring))
-            load.report.send(Go(ready, ring))
-            if ring is not None:
+            rings = self._make_rings(ready)
+            for number, host in enumerate(hosts):
+                host.report.send(Go(ready, rings[number] if rings else None))
+            load.report.send(Go(ready, rings[0] if rings else None, tuple(rings[1:])))
+            for ring in rings:
                 ring.close()  # what was sent are descriptors of their own
             load_done = self._crew.expect(load, LoadDone)
         self._watcher.stage("finishing")
         slow_end = self._config.profile or self._config.limits
-        host_done = self._crew.expect(host, HostDone, SLOW_END_TIMEOUT_S if slow_end else END_TIMEOUT_S)
-        telemetry.report.send("stop")
-        return _Reported(ready, load_done, host_done, self._crew.expect(telemetry, TelemetryResult, END_TIMEOUT_S))
+        end_s = SLOW_END_TIMEOUT_S if slow_end else END_TIMEOUT_S
+        done = tuple(self._crew.expect(host, HostDone, end_s) for host in hosts)
+        for each in telemetry:
+            each.report.send("stop")
+        told = tuple(self._crew.expect(each, TelemetryResult, END_TIMEOUT_S) for each in telemetry)
+        return _Reported(ready, load_done, done, told, self._places)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -157,11 +176,11 @@ class _Run:
                 self._crew.tick()
             yield
 
-    def _make_ring(self, ready: Prepared) -> RingPair | None:
-        """Make a ring that holds so many requests and the eager model's answers to them."""
+    def _make_rings(self, ready: Prepared) -> list[RingPair]:
+        """Make a ring to each engine that holds so many requests and the eager model's answers to them."""
         config = self._config
         if config.transport.name != "ring":
-            return None
+            return []
         features = np.load(ready.reference, mmap_mode="r").shape[1:]
         rows = config.inputs.batch_size
         layout = Layout(
@@ -169,21 +188,27 @@ class _Run:
             inputs=(TensorSpec(name="input", dtype=config.inputs.wire, features=config.row_features),),
             outputs=(TensorSpec(name="output", dtype="float32", features=features),),
         )
-        return RingPair.create(layout)
+        rings = []
+        for place in self._places:
+            with on_cpus(place.cpus):
+                rings.append(RingPair.create(layout))
+        return rings
 
-    def _start_observers(self) -> tuple[Member, Member]:
+    def _start_observers(self) -> tuple[list[Member], Member]:
         """Start telemetry and load generator, which talk to each other about the window."""
         context, config = self._crew.context, self._config
         self._queues = QueuePair(context.Queue(), context.Queue())
-        to_telemetry, to_load = context.Pipe()
+        uuids = list(dict.fromkeys(place.gpu_uuid for place in self._places))
+        pipes = [context.Pipe() for _ in uuids]
 
-        def telemetry_job(report: Connection) -> TelemetryJob:
+        def telemetry_job(number: int, report: Connection) -> TelemetryJob:
             return TelemetryJob(
-                window=to_load,
+                window=pipes[number][1],
                 report=report,
                 gpu_index=config.gpu_index,
+                gpu_uuid=uuids[number],
                 interval_s=config.telemetry_interval_s,
-                samples_path=self._folder / "telemetry.parquet",
+                samples_path=self._folder / f"telemetry{f'-{number}' if number else ''}.parquet",
             )
 
         def load_job(report: Connection) -> LoadJob:
@@ -196,15 +221,20 @@ class _Run:
                 over_ring=config.transport.name == "ring",
                 client=config.transport.client,
                 report=report,
-                window=to_telemetry,
+                windows=tuple(ours for ours, _ in pipes),
                 progress=self._progress,
                 answers=self._folder / "answers.npy" if config.load.keep_answers else None,
+                lanes=config.design.num_workers,
+                largest_batch=config.lanes.buckets[-1],
             )
 
-        telemetry = self._crew.start("telemetry", "headrace.bench.telemetry:run_telemetry", telemetry_job)
+        telemetry = [
+            self._crew.start("telemetry", "headrace.bench.telemetry:run_telemetry", partial(telemetry_job, number))
+            for number in range(len(uuids))
+        ]
         load = self._crew.start("load generator", "headrace.bench.loadgen:run_load_generator", load_job)
-        to_telemetry.close()
-        to_load.close()
+        for each in (end for pipe in pipes for end in pipe):
+            each.close()
         return telemetry, load
 
     def _prepare(self) -> Prepared:
@@ -231,7 +261,7 @@ class _Run:
         preparer.process.join()
         return made
 
-    def _start_host(self) -> Member:
+    def _start_host(self, number: int, place: Place) -> Member:
         config = self._config
 
         def job(report: Connection) -> HostJob:
@@ -239,7 +269,7 @@ class _Run:
                 design=config.design,
                 lanes=config.lanes,
                 model=config.model,
-                device=config.device,
+                place=place,
                 queues=self._queues,
                 report=report,
                 trace=self._folder / "trace.json" if config.profile else None,
@@ -247,7 +277,9 @@ class _Run:
                 limits_bucket=config.lanes.buckets[-1] if config.limits else None,
             )
 
-        return self._crew.start("backend", "headrace.bench.host:run_host", job)
+        name = f"backend {number}" if len(self._places) > 1 else "backend"
+        with inherited(place):
+            return self._crew.start(name, "headrace.bench.host:run_host", job)
 
     def _draw(self) -> None:
         issued, answered = self._progress
@@ -289,6 +321,7 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
     metrics = stats.compute(load.records, config.load.bound_s)
+    verdict = validity.judge(measured(load.records), metrics, config.load.kind, None)
     gpu = config.gpu_index
     limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
     copies = config.transport.client == "copy"
@@ -302,28 +335,60 @@ def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], s
         metrics=metrics,
         warmup_parts_s=warmup_parts_s(load.records, reported.host) if first_answered else {},
         workers_warmed=load.workers_warmed,
-        activity=reported.telemetry.activity,
+        activity=reported.telemetry[0].activity,
+        engines=_engines(config, reported),
         answers=load.check,
         environment=environment.collect(None if gpu is None else nvml.open_gpu(gpu)),
         torch=reported.host.facts,
         limits=limits,
         efficiency=Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None,
+        marks=verdict.marks,
         notes=_notes(config, reported),
-        error=_error(load, metrics),
+        error=_error(load, metrics) or next(iter(verdict.voids), None),
     )
+
+
+def _engines(config: RunConfig, reported: _Reported) -> tuple[EngineShare, ...]:
+    """Return what each of several engines did of the measured requests. Telemetry is there once for each GPU."""
+    if len(reported.places) == 1:
+        return ()
+    answered = measured(reported.load.records)
+    answered = answered[answered["status"] == STATUSES.index("ok")]
+    window, lanes = stats.window_ns(reported.load.records), config.design.num_workers
+    window_s = (window[1] - window[0]) / NS_PER_S if window else 0.0
+    all_rows = int(answered["rows"].sum())
+    shares = []
+    for number, place in enumerate(reported.places):
+        own = answered[answered["worker"] // lanes == number]
+        rows = int(own["rows"].sum())
+        gpu = number // config.engines_per_device if config.gpus else None
+        shares.append(
+            EngineShare(
+                place=place.label,
+                requests=len(own),
+                rows=rows,
+                share=rows / all_rows if all_rows else None,
+                samples_per_s=rows / window_s if window_s else None,
+                activity=None if gpu is None else reported.telemetry[gpu].activity,
+            )
+        )
+    return tuple(shares)
 
 
 def _notes(config: RunConfig, reported: _Reported) -> tuple[str, ...]:
     load = reported.load
-    notes = [*load.notes, *reported.host.notes]
+    several = len(reported.hosts) > 1
+    notes = [*load.notes]
+    for place, host in zip(reported.places, reported.hosts, strict=True):
+        notes += [f"{place.label}: {note}" if several else note for note in host.notes]
     if reported.prepared.random_weights:
         notes.append("the weights are random: speed is real, labels mean nothing")
     if config.profile:
         notes.append("profiled: timings are disturbed")
-    if config.load.warmup_iters and load.workers_warmed < config.design.num_workers:
+    workers = config.num_engines * config.design.num_workers
+    if config.load.warmup_iters and load.workers_warmed < workers:
         notes.append(
-            f"only {load.workers_warmed} of {config.design.num_workers} predict threads had answered before the"
-            " measured requests began"
+            f"only {load.workers_warmed} of {workers} predict threads had answered before the measured requests began"
         )
     if load.check:
         warning = answers.exchange_warning(load.check)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import select
+import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.clock import now_ns
+from headrace.routing import EngineLoad, Spread
 from headrace.transport.descriptors import DESCRIPTOR_DTYPE, ERROR, REQUEST
 
 if TYPE_CHECKING:
@@ -85,6 +89,10 @@ class CopyingSender:
         self._batches = batches
         self._rows = len(batches[0])
 
+    @property
+    def client(self) -> RingClient:
+        return self._client
+
     def send(self, indexes: Sequence[int]) -> Sequence[int]:
         first = self._client.lease(self._rows)
         if first is None:
@@ -125,6 +133,10 @@ class InPlaceSender:
             client.table.inputs[0][first : first + self._rows].copy_(batches[place % self._count])
             self._free.append(first)
 
+    @property
+    def client(self) -> RingClient:
+        return self._client
+
     def send(self, indexes: Sequence[int]) -> Sequence[int]:
         places = np.array([self._free.popleft() for _ in range(min(len(indexes), len(self._free)))], np.int32)
         self._client.send(_requests(indexes[: len(places)], places, self._rows))
@@ -142,6 +154,96 @@ class InPlaceSender:
 
     def close(self) -> None:
         self._client.close()
+
+
+class JoinedSender:
+    """Rings to several engines, each with a sender of its own: a request goes where it is answered first.
+
+    One thread sends, one receives. The answers' lanes are numbered through all engines, `lanes` of each. The first
+    `skip` answers, before which engines loaded their models, say nothing of how fast they are.
+    """
+
+    def __init__(
+        self, senders: Sequence[CopyingSender | InPlaceSender], rows: int, largest_batch: int, lanes: int, skip: int
+    ) -> None:
+        self._senders = senders
+        self._rows = rows
+        self._lanes = lanes
+        self._skip = skip
+        self._loads = [EngineLoad(max(largest_batch, rows)) for _ in senders]
+        self._spread = Spread()
+        self._sent: dict[int, tuple[int, int]] = {}  # by request: rows that were under way, and when it was sent
+        self._lock = threading.Lock()
+        self._turn = 0
+
+    def send(self, indexes: Sequence[int]) -> Sequence[int]:
+        batches: list[int] = []
+        for index in indexes:
+            sent = self._send(index)
+            if not sent:
+                break
+            batches += sent
+        return batches
+
+    def ready(self) -> bool:
+        return any(sender.ready() for sender in self._senders)
+
+    def receive(self, timeout_s: float) -> Received | None:
+        return self._take() or (self._take() if self._wait(timeout_s) else None)
+
+    def close(self) -> None:
+        for sender in self._senders:
+            sender.close()
+
+    def _send(self, index: int) -> Sequence[int]:
+        at_ns = now_ns()
+        with self._lock:
+            order = self._spread.order(self._loads, self._rows, at_ns)
+        for engine in order:
+            load = self._loads[engine]
+            with self._lock:
+                load.rows += self._rows
+                self._sent[index] = load.rows, at_ns
+            sent = self._senders[engine].send([index])
+            if sent:
+                return sent
+            with self._lock:
+                load.rows -= self._rows
+        return ()
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Sleep until an answer has come from any engine; return False if none has."""
+        clients = [sender.client for sender in self._senders]
+        armed = [client.arm() for client in clients]  # all of them, whatever the first says
+        if all(armed):
+            select.select([client.answers_fd for client in clients], [], [], timeout_s)
+        for client in clients:
+            client.disarm()
+        return any(client.ready() for client in clients)
+
+    def _take(self) -> Received | None:
+        """Return what has come from one engine, in turn."""
+        count = len(self._senders)
+        for engine in ((self._turn + number) % count for number in range(count)):
+            sender = self._senders[engine]
+            received = sender.receive(0) if sender.client.ready() else None
+            if received is not None:
+                self._turn = engine + 1
+                return self._noted(received, engine)
+        return None
+
+    def _noted(self, received: Received, engine: int) -> Received:
+        at_ns, load = now_ns(), self._loads[engine]
+        descriptors = received.descriptors.copy()
+        descriptors["lane"] += engine * self._lanes
+        with self._lock:
+            for index, failed in zip(descriptors["request"].tolist(), received.failed.tolist(), strict=True):
+                load_rows, sent_ns = self._sent.pop(index)
+                load.rows -= self._rows
+                self._skip -= 1
+                if not failed and self._skip < 0:
+                    load.answered(load_rows, at_ns - sent_ns, at_ns)
+        return replace(received, descriptors=descriptors)
 
 
 def _requests(indexes: Sequence[int], first_rows: npt.NDArray[np.int32] | int, rows: int) -> bytes:

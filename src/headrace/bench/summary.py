@@ -162,6 +162,18 @@ class TargetFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineShare:
+    """What one of several engines did of the measured requests."""
+
+    place: str  # where it computed
+    requests: int  # answered rightly
+    rows: int
+    share: float | None  # of all rows that were answered
+    samples_per_s: float | None  # over the run's window
+    activity: Activity | None = None  # of its GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     schema_version: int
     experiment: str  # row name in the published tables
@@ -180,6 +192,7 @@ class RunSummary:
     target: TargetFacts | None = None
     calibration: Calibration | None = None  # of the machine that a URL was measured from
     marks: tuple[str, ...] = ()  # why numbers must not be taken as they are: overload, a late or a limiting client
+    engines: tuple[EngineShare, ...] = ()  # where there are several
     notes: tuple[str, ...] = ()  # what a reader must know: limits that applied, random weights, profiling
     error: str | None = None  # why the run does not count
 

@@ -1,7 +1,7 @@
 """A caller's arrays and the model's tensors: numpy's in and out, and torch's where the caller has imported it.
 
-numpy has no bfloat16: such an input is a float32 array, rounded to the nearest, or torch's own; such an output is
-float32.
+Elements of BYTES are `bytes` in arrays of objects; lists of them will do. numpy has no bfloat16: such an input is a
+float32 array, rounded to the nearest, or torch's own; such an output is float32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import InvalidRequest
 from headrace.wire.datatypes import numpy_dtype
+from headrace.wire.elements import cells, objects
 
 if TYPE_CHECKING:
     from headrace.tensors import TensorSpec
@@ -49,7 +50,9 @@ def as_rows(inputs: object, specs: Sequence[TensorSpec]) -> Rows:
 
 
 def view_of(data: memoryview, spec: TensorSpec, shape: Sequence[int]) -> Array:
-    """Return bytes as an array of the dtype that travels: bfloat16's bits as uint16."""
+    """Return bytes as an array of the dtype that travels: bfloat16's bits as uint16, BYTES as objects, copied."""
+    if spec.is_bytes:
+        return objects([bytes(element) for element in cells(data, spec)], shape)
     return np.frombuffer(data, numpy_dtype(spec.dtype)).reshape(shape)
 
 
@@ -58,6 +61,14 @@ def as_output(array: Array, dtype: str) -> Array:
     if dtype == BFLOAT16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.copy()
+
+
+def require_fixed_size(specs: Sequence[TensorSpec]) -> None:
+    """Raise InvalidRequest if an input has no size that is known before it is there."""
+    for spec in specs:
+        if spec.is_bytes or min(spec.features, default=1) < 0:
+            what = "BYTES" if spec.is_bytes else f"of features {list(spec.features)}, some of any size"
+            raise InvalidRequest(f"input {spec.name} is {what}, so no memory can be made for it; give arrays to infer")
 
 
 def _by_name(inputs: object, specs: Sequence[TensorSpec]) -> Mapping[str, object]:
@@ -74,6 +85,8 @@ def _by_name(inputs: object, specs: Sequence[TensorSpec]) -> Mapping[str, object
 
 
 def _checked(value: object, spec: TensorSpec) -> Array:
+    if spec.is_bytes:
+        return _elements(value, spec)
     array = _as_array(value, spec)
     wanted = numpy_dtype(spec.dtype)
     if array.dtype != wanted:
@@ -81,12 +94,35 @@ def _checked(value: object, spec: TensorSpec) -> Array:
         raise InvalidRequest(
             f"input {spec.name} has dtype {array.dtype}; the model takes {spec.dtype}: use .astype({given!r})"
         )
+    _require_shape(array, spec)
+    return array
+
+
+def _require_shape(array: Array, spec: TensorSpec) -> None:
     features = array.shape[1:]
     if len(array.shape) != len(spec.features) + 1 or any(
         want not in (-1, got) for want, got in zip(spec.features, features, strict=True)
     ):
         shape = ", ".join(["rows", *map(str, spec.features)])
         raise InvalidRequest(f"input {spec.name} has shape {list(array.shape)}; the model takes [{shape}]")
+
+
+def _elements(value: object, spec: TensorSpec) -> Array:
+    """Return `bytes`, and text as UTF-8, as an array of objects: nested lists, or numpy's objects or strings."""
+    try:
+        given = np.asarray(value, object)
+    except ValueError as error:
+        raise InvalidRequest(f"input {spec.name} is no regular array: {error}") from error
+    wrong = next((each for each in given.flat if not isinstance(each, bytes | str)), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"input {spec.name} holds {type(wrong).__name__}; the model takes BYTES: give a list of bytes or str,"
+            " one for each row"
+        )
+    array = objects([each.encode() if isinstance(each, str) else bytes(each) for each in given.flat], given.shape)
+    if array.ndim == 1 and spec.features == (1,):
+        array = array[:, np.newaxis]
+    _require_shape(array, spec)
     return array
 
 

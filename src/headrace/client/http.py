@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import numpy as np
 
-from headrace.client.arrays import Array, as_output, as_rows
+from headrace.client.arrays import Array, as_output, as_rows, require_fixed_size
 from headrace.client.failures import NotTaken, of_status, retry_after_s
 from headrace.client.senders import HttpAnswer, HttpCall
 from headrace.errors import InvalidRequest, TransportFailed
@@ -48,11 +48,7 @@ class HttpTransport:
     async def allocate(self, model: str, rows: int, sent: Sent) -> HttpRoom:
         """Return memory to write a request's inputs into. Raises InvalidRequest, and as `tensors` does."""
         tensors = await self.tensors(model, sent)
-        for spec in tensors.inputs:
-            if min(spec.features, default=1) < 0:
-                raise InvalidRequest(
-                    f"input {spec.name} has features {list(spec.features)}, some of any size; give arrays to infer"
-                )
+        require_fixed_size(tensors.inputs)
         if rows < 1:
             raise InvalidRequest(f"{rows} rows were asked for; at least 1 is needed")
         inputs = {spec.name: np.zeros((rows, *spec.features), numpy_dtype(spec.dtype)) for spec in tensors.inputs}

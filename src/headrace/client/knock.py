@@ -40,6 +40,8 @@ class Ring:
     model: ServedModel
     pair: RingPair
     connection: socket.socket
+    engine: int  # which of the version's it is to
+    engines: tuple[int, ...]  # all that are ready
 
     def close(self) -> None:
         self.pair.close()
@@ -65,7 +67,7 @@ def ask_for_ring(doors: tuple[str, ...], ask: Ask, trusts: Trust = trusts_user) 
         connection.close()
         raise
     assert isinstance(answer, Granted)
-    return Ring(answer.model, pair, connection)
+    return Ring(answer.model, pair, connection, answer.engine, answer.engines)
 
 
 def ask_for_models(doors: tuple[str, ...], trusts: Trust = trusts_user) -> tuple[ServedModel, ...]:

@@ -1,26 +1,29 @@
 """A client's rings: rows of memory that the server's backend reads and writes itself. Asked for at the server's door.
 
 `frontend.link.BackendLink` is the ring's whole protocol, and a frontend's end of it; what a client adds stands here: it
-waits for room, and asks for a new ring when the old one has ended or the server wants it to.
+waits for room, and asks for a new ring when the old one has ended or the server wants it to. Where a version has
+several engines, there is a ring to each, and a request takes the one where it is answered first.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.client.arrays import Array, Rows, as_output, as_rows, view_of
+from headrace.client.arrays import Array, Rows, as_output, as_rows, require_fixed_size, view_of
 from headrace.client.failures import NotTaken
 from headrace.client.knock import Ring, ask_for_models, ask_for_ring
 from headrace.clock import NS_PER_S, now_ns, seconds
 from headrace.door_messages import Ask, Trust, trusts_user
 from headrace.errors import DeadlineExceeded, EngineStopped, HeadraceError, NotReady, QueueFull, UnknownModel
 from headrace.frontend.link import BackendLink
+from headrace.routing import Spread
+from headrace.wire.elements import fill_cells
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,7 +48,7 @@ class ClientLink(BackendLink):
     """A ring as a client uses it."""
 
     def __init__(self, ring: Ring, waits: Waits) -> None:
-        super().__init__(ring.pair, ring.model, lambda _: None, waits)
+        super().__init__(ring.pair, ring.model, lambda _: None, waits, ring.engine)
         self._waits = waits
         self._connection = ring.connection
         self._line: deque[_Place] = deque()
@@ -122,6 +125,13 @@ class ClientLink(BackendLink):
                 self._line.remove(place)
                 self._next_in_line()
 
+    def try_room(self, rows: int, sent: Sent) -> Call | None:
+        """Lease rows if they are free now, and nobody waits for some. Raises InvalidRequest."""
+        try:
+            return None if self._line else self._admit(rows, sent)
+        except (QueueFull, EngineStopped):
+            return None
+
     def _admit(self, rows: int, sent: Sent) -> Call:
         if self.is_retired:
             raise EngineStopped("the server has closed this ring: ask for another one")
@@ -143,9 +153,8 @@ class RingRoom:
         self._call = call
         self._waits = waits
         self._given_up = False
-        model = link.model
-        self.inputs = _views(call.rows, model.inputs, call.input)
-        self._outputs = _views(call.rows, model.outputs, call.output)
+        self.inputs = {} if _has_elements(link.model) else _views(call, link.model.inputs, call.input)
+        self._outputs: dict[str, Array] | None = None  # views, of use again and again unless some are BYTES
 
     async def answer(self, sent: Sent) -> dict[str, Array]:
         """Hand over the inputs, wait, and return the outputs' views.
@@ -162,7 +171,25 @@ class RingRoom:
         except BaseException as error:
             self._given_up = not isinstance(error, HeadraceError)
             raise
-        return self._outputs
+        return self._read()
+
+    def write(self, given: Rows) -> None:
+        """Copy a request's inputs into the rows. Raises InvalidRequest if an element of BYTES is too long."""
+        for number, (array, spec) in enumerate(zip(given.arrays, self._link.model.inputs, strict=True)):
+            if spec.is_bytes:
+                fill_cells(self._call.input(number), array.flat, spec)
+            else:
+                view = self.inputs[spec.name] if self.inputs else view_of(self._call.input(number), spec, array.shape)
+                np.copyto(view, array, casting="no")
+
+    def _read(self) -> dict[str, Array]:
+        outputs = self._outputs
+        if outputs is None:
+            specs = self._link.model.outputs
+            outputs = _views(self._call, specs, self._call.output)
+            if not any(spec.is_bytes for spec in specs):
+                self._outputs = outputs
+        return outputs
 
     async def close(self) -> None:
         """Give the rows back. The views must not be used any more."""
@@ -170,8 +197,30 @@ class RingRoom:
             self._call.close()
 
 
+class Engines:
+    """Rings to all engines of a version. The lock is held by whoever calls it."""
+
+    def __init__(self, links: list[ClientLink]) -> None:
+        self.links = links
+        self._spread = Spread()
+
+    @property
+    def model(self) -> ServedModel:
+        return self.links[0].model
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the server wants none of these rings to be asked for anew."""
+        return not any(link.is_retired for link in self.links)
+
+    def best_first(self, rows: int) -> list[ClientLink]:
+        """Return those that take requests, the one first that a request of so many rows should go to."""
+        links = [link for link in self.links if not link.is_retired]
+        return [links[number] for number in self._spread.order([link.load for link in links], rows, now_ns())]
+
+
 class Rings:
-    """All rings of a client: one for each model and version that it has asked for."""
+    """All rings of a client: one for each model and version that it has asked for, and each of their engines."""
 
     def __init__(self, doors: tuple[str, ...], rows: int, waits: Waits, trusts: Trust = trusts_user) -> None:
         self._doors = doors
@@ -179,37 +228,39 @@ class Rings:
         self._waits = waits
         self._trusts = trusts
         self._mutex = waits.mutex()  # one asks at a time
-        self._links: dict[tuple[str, str | None], ClientLink] = {}
+        self._engines: dict[tuple[str, str | None], Engines] = {}
         self._open: list[ClientLink] = []  # these, and older ones that still wait for answers
         self._pauses: dict[tuple[str, str | None], _Pause] = {}
 
-    async def link(self, model: str, version: str | None) -> ClientLink:
-        """Return the ring to a model. Raises NotTaken where there is none now, with the reason."""
+    async def engines(self, model: str, version: str | None) -> Engines:
+        """Return the rings to a model. Raises NotTaken where there is none now, with the reason."""
         key = model, version
-        link = self._links.get(key)
-        if link is not None and not link.is_retired:
-            return link
+        engines = self._engines.get(key)
+        if engines is not None and engines.is_whole:
+            return engines
         async with self._mutex:
-            link = self._links.get(key)  # another caller may have got it meanwhile
-            if link is None or link.is_retired:
-                link = await self._ask(key)
-            return link
+            engines = self._engines.get(key)  # another caller may have got them meanwhile
+            if engines is None or not engines.is_whole:
+                engines = self._engines[key] = Engines(await self._join(key, engines))
+            return engines
 
     async def infer(self, model: str, inputs: object, sent: Sent) -> dict[str, Array]:
         """Return the model's outputs, copied out of the ring. Raises as `allocate` and `RingRoom.answer` do."""
-        link = await self.link(model, sent.version)
-        given = as_rows(inputs, link.model.inputs)
-        room = await self._room(link, given.rows, sent)
+        engines = await self.engines(model, sent.version)
+        given = as_rows(inputs, engines.model.inputs)
+        room = await self._room(engines, given.rows, sent)
         try:
-            _copy(given, room, link.model.inputs)
+            room.write(given)
             views = await room.answer(sent)
-            return {spec.name: as_output(views[spec.name], spec.dtype) for spec in link.model.outputs}
+            return {spec.name: as_output(views[spec.name], spec.dtype) for spec in engines.model.outputs}
         finally:
             await room.close()
 
     async def allocate(self, model: str, rows: int, sent: Sent) -> RingRoom:
         """Return rows to write into. Raises NotTaken, QueueFull, InvalidRequest."""
-        return await self._room(await self.link(model, sent.version), rows, sent)
+        engines = await self.engines(model, sent.version)
+        require_fixed_size(engines.model.inputs)
+        return await self._room(engines, rows, sent)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """Return the versions that are ready. Raises NotTaken."""
@@ -234,29 +285,57 @@ class Rings:
             for link in self._open:
                 link.abandon()
 
-    async def _room(self, link: ClientLink, rows: int, sent: Sent) -> RingRoom:
-        try:
-            return RingRoom(link, await link.room(rows, sent), self._waits)
-        except EngineStopped as error:
-            raise NotTaken(error) from error
+    async def _room(self, engines: Engines, rows: int, sent: Sent) -> RingRoom:
+        """Lease rows of the best ring that has them; where none has, wait at the best."""
+        with self._waits.lock:
+            links = engines.best_first(rows)
+            for link in links if len(links) > 1 else ():
+                call = link.try_room(rows, sent)
+                if call is not None:
+                    return RingRoom(link, call, self._waits)
+        stopped = EngineStopped("the server has closed its rings: ask for others")
+        for link in links:
+            try:
+                return RingRoom(link, await link.room(rows, sent), self._waits)
+            except EngineStopped as error:  # while we waited: another one may be there
+                stopped = error
+        raise NotTaken(stopped) from stopped
 
-    async def _ask(self, key: tuple[str, str | None]) -> ClientLink:
+    async def _join(self, key: tuple[str, str | None], before: Engines | None) -> list[ClientLink]:
+        """Return links to all engines that are ready: those that we have, and new ones."""
+        links = [] if before is None else [link for link in before.links if not link.is_retired]
+        if links:  # some engine has ended; a server where one has come back retires all rings
+            return links
         pause = self._pauses.get(key)
         if pause is not None and now_ns() < pause.until_ns:
             raise NotTaken(pause.error, seconds(pause.until_ns - now_ns()))
-        ask = Ask(model=key[0], version=key[1], rows=self._rows)
         try:
-            ring = await self._waits.in_thread(partial(ask_for_ring, self._doors, ask, self._trusts), Ring.close)
-            with self._waits.lock:
-                link = ClientLink(ring, self._waits)
-                link.start()
-                self._open = [*(each for each in self._open if each.in_flight), link]
+            first = await self._ask(Ask(model=key[0], version=key[1], rows=self._rows))
         except HeadraceError as error:
             length_s = FIRST_PAUSE_S if pause is None else min(2 * pause.length_s, LAST_PAUSE_S)
             self._pauses[key] = _Pause(error, length_s, now_ns() + int(length_s * NS_PER_S))
             raise NotTaken(error, length_s) from error
         self._pauses.pop(key, None)
-        self._links[key] = link
+        links = [self._opened(first)]
+        for engine in first.engines:
+            if engine != first.engine:
+                try:
+                    other = await self._ask(Ask(model=key[0], version=key[1], rows=self._rows, engine=engine))
+                except HeadraceError:  # it has ended meanwhile, or there is no memory for one more: the others do
+                    continue
+                links.append(self._opened(other))
+                if other.model != first.model:  # another version is the newest now, and the first ring is retired
+                    links[-1].retire()
+        return links
+
+    async def _ask(self, ask: Ask) -> Ring:
+        return await self._waits.in_thread(partial(ask_for_ring, self._doors, ask, self._trusts), Ring.close)
+
+    def _opened(self, ring: Ring) -> ClientLink:
+        with self._waits.lock:
+            link = ClientLink(ring, self._waits)
+            link.start()
+            self._open = [*(each for each in self._open if each.in_flight or not each.is_retired), link]
         return link
 
 
@@ -269,13 +348,13 @@ class _Pause:
     until_ns: int
 
 
-def _copy(given: Rows, room: RingRoom, specs: Sequence[TensorSpec]) -> None:
-    for array, spec in zip(given.arrays, specs, strict=True):
-        np.copyto(room.inputs[spec.name], array, casting="no")
+def _has_elements(model: ServedModel) -> bool:
+    return any(spec.is_bytes for spec in model.inputs)
 
 
-def _views(rows: int, specs: Sequence[TensorSpec], data: Any) -> dict[str, Array]:  # noqa: ANN401
-    return {spec.name: view_of(data(number), spec, (rows, *spec.features)) for number, spec in enumerate(specs)}
+def _views(call: Call, specs: Sequence[TensorSpec], data: Callable[[int], memoryview]) -> dict[str, Array]:
+    """Return views of rows; `data` gives the bytes of a tensor by its number. Elements of BYTES are copied out."""
+    return {spec.name: view_of(data(number), spec, (call.rows, *spec.features)) for number, spec in enumerate(specs)}
 
 
 async def _until(turn: asyncio.Future[Any]) -> None:

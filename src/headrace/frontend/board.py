@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from headrace.transport.descriptors import Descriptor
 
 MODELS = 64  # names and versions that have counters of their own; what is beyond shares the last
-LANES = 64  # likewise
+LANES = 64  # likewise, of all engines of a version together
+ENGINES = 64  # likewise
 MORE_MODELS = "(more models)"
 NAME_BYTES = 248
 
@@ -59,6 +60,8 @@ _ROW = np.dtype(
         ("batch_ns", "f8", (BATCH_ROWS.buckets,)),
         ("lane_batches", "f8", (LANES,)),
         ("lane_ns", "f8", (LANES,)),
+        ("engine_requests", "i8", (ENGINES,)),
+        ("engine_rows", "i8", (ENGINES,)),
     ]
 )
 _ROW_WORDS = -(-_ROW.itemsize // 64) * 8  # whole cache lines, so that frontends do not take lines from each other
@@ -77,19 +80,21 @@ _BEFORE, _QUEUE, _COMPUTE, _RESPOND, _AFTER = (_word("stage_ns") + number for nu
 _FAILURE_COUNT, _FAILURE_NS = _word("failure_count"), _word("failure_ns")
 _RESPONSES, _BATCHES, _BATCH_NS = _word("response_counts"), _word("batch_counts"), _word("batch_ns")
 _LANE_BATCHES, _LANE_NS = _word("lane_batches"), _word("lane_ns")
+_ENGINE_REQUESTS, _ENGINE_ROWS = _word("engine_requests"), _word("engine_rows")
 
 
 class Row:
     """What one frontend has counted of one model. Its writer is one thread of one process."""
 
-    __slots__ = ("_floats", "_integers")
+    __slots__ = ("_floats", "_integers", "lanes")
 
     def __init__(self, data: memoryview) -> None:
+        self.lanes = 1  # of each engine: the lanes of all are numbered through
         self._integers = data.cast("q")
         self._floats = data.cast("d")
 
-    def succeeded(self, began_ns: int, ended_ns: int, rows: int, told: Descriptor) -> None:
-        """Count a request that was answered well; `told` is what the backend said of it."""
+    def succeeded(self, began_ns: int, ended_ns: int, rows: int, told: Descriptor, engine: int = 0) -> None:
+        """Count a request that was answered well; `told` is what the backend, an engine of its version, said of it."""
         integers, floats = self._integers, self._floats
         integers[_REQUESTS] += 1
         integers[_ROWS_DONE] += rows
@@ -105,7 +110,10 @@ class Row:
         size = BATCH_ROWS.index(told.batch_rows)
         floats[_BATCHES + size] += part
         floats[_BATCH_NS + size] += part * compute_ns
-        lane = min(told.lane, LANES - 1)
+        engine = min(engine, ENGINES - 1)
+        integers[_ENGINE_REQUESTS + engine] += 1
+        integers[_ENGINE_ROWS + engine] += rows
+        lane = min(engine * self.lanes + told.lane, LANES - 1)
         floats[_LANE_BATCHES + lane] += part
         floats[_LANE_NS + lane] += part * compute_ns
 
@@ -143,6 +151,8 @@ class ModelTotals:
     batch_ns: list[float]  # sum of the batches' times on a lane
     lane_batches: list[float]
     lane_ns: list[float]
+    engine_requests: list[int]
+    engine_rows: list[int]
 
     @property
     def request_ns(self) -> int:

@@ -1,4 +1,4 @@
-"""The GPU's state for whoever reads the server's numbers: asked on a thread, and never waited for long.
+"""The GPUs' state for whoever reads the server's numbers: asked on a thread, and never waited for long.
 
 A driver that hangs must not hang the frontend, so what does not answer in time is left out.
 """
@@ -6,7 +6,7 @@ A driver that hangs must not hang the frontend, so what does not answer in time 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,20 +36,32 @@ class GpuReading:
     temperature_c: int | None
 
 
+def read_gpus(devices: Sequence[str]) -> Callable[[], tuple[GpuReading, ...]]:
+    """Return what reads these GPUs, see `read_gpu`; one that is not there, or lost, is left out."""
+    readers = [read_gpu(device) for device in devices]
+    return lambda: tuple(reading for read in readers if (reading := read()) is not None)
+
+
 def read_gpu(device: str) -> Callable[[], GpuReading | None]:
-    """Return what reads the GPU that torch calls `device`; None from it where there is none, or it is lost."""
+    """Return what reads the GPU of this UUID, or that torch calls so; None where there is none, or it is lost."""
     opened: list[NvmlGpu | None] = []
 
     def read() -> GpuReading | None:
         try:
             if not opened:
-                kind, _, index = device.partition(":")
-                opened.append(nvml.open_gpu(int(index or 0)) if kind == "cuda" else None)
+                opened.append(_open(device))
             return None if opened[0] is None else _look(opened[0])
         except DeviceUnavailable:
             return None
 
     return read
+
+
+def _open(device: str) -> NvmlGpu | None:
+    if device.startswith(("GPU-", "MIG-")):
+        return nvml.open_gpu(0, device)
+    kind, _, index = device.partition(":")
+    return nvml.open_gpu(int(index or 0)) if kind == "cuda" else None
 
 
 def _look(gpu: NvmlGpu) -> GpuReading:
@@ -69,17 +81,17 @@ def _look(gpu: NvmlGpu) -> GpuReading:
 class GpuWatch:
     """The last reading, for one event loop."""
 
-    def __init__(self, read: Callable[[], GpuReading | None], wait_s: float = WAIT_S) -> None:
+    def __init__(self, read: Callable[[], tuple[GpuReading, ...]], wait_s: float = WAIT_S) -> None:
         self._read = read
         self._wait_s = wait_s
         self._pool = ThreadPoolExecutor(1, "gpu")
         self._asked_ns = -NS_PER_S
-        self._asked: asyncio.Future[GpuReading | None] | None = None
+        self._asked: asyncio.Future[tuple[GpuReading, ...]] | None = None
 
-    async def look(self) -> GpuReading | None:
-        """Return the GPU's state, at most a second old; None without a GPU, or without an answer in time."""
+    async def look(self) -> tuple[GpuReading, ...]:
+        """Return the GPUs' state, at most a second old; nothing without a GPU, or without an answer in time."""
         if self._asked is None or (self._asked.done() and now_ns() - self._asked_ns > FRESH_S * NS_PER_S):
             self._asked = asyncio.get_running_loop().run_in_executor(self._pool, self._read)
             self._asked_ns = now_ns()
         await asyncio.wait([self._asked], timeout=self._wait_s)
-        return self._asked.result() if self._asked.done() else None
+        return self._asked.result() if self._asked.done() else ()

@@ -24,6 +24,7 @@ from headrace.frontend import service as meaning
 from headrace.frontend.regions import NO_CUDA_MEMORY
 from headrace.frontend.service import InferOptions
 from headrace.frontend.tracing import rpc_outcome
+from headrace.wire.elements import least_bytes, place, raw
 from headrace.wire.grpc import codec
 from headrace.wire.grpc import inference_pb2 as pb
 from headrace.wire.places import RegionPlace
@@ -123,7 +124,7 @@ class Calls:
         return _filled({"config": meaning.model_config(model)}, pb.ModelConfigResponse())
 
     async def _model_statistics(self, asked: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        names = [asked.name] if asked.name else [name for name in self._service.names if self._service.links.get(name)]
+        names = [asked.name] if asked.name else [name for name in self._service.names if self._service.pools.get(name)]
         models = [self._model(name, asked.version) for name in names]
         told = pb.ModelStatisticsResponse()
         for model in models:
@@ -232,25 +233,27 @@ class Calls:
         model = self._model(parsed.message.model_name, parsed.message.model_version)
         request = codec.decode(parsed, model.inputs, model.outputs)
         windows = {
-            wanted.number: self._regions.own.output(wanted.place, request.rows * model.outputs[wanted.number].row_bytes)
+            wanted.number: self._regions.own.output(
+                wanted.place, least_bytes(model.outputs[wanted.number], request.rows)
+            )
             for wanted in request.outputs
             if wanted.place is not None
         }
         options = InferOptions(timeout_us=_timeout_us(request, context), priority=request.priority, trace=trace)
         with self._service.call(model.name, model.version, request.rows, options) as call:
-            self._fill(call, request)
+            self._fill(call, request, model)
             await call.answer()
+            outputs = [raw(call.output(number), spec) for number, spec in enumerate(model.outputs)]
             for number, window in windows.items():
-                window.write(call.output(number))
-            outputs = [call.output(number) for number in range(len(model.outputs))]
+                window.write(outputs[number])
             return finish(codec.encode(request, model.name, model.version, outputs, model.outputs))
 
-    def _fill(self, call: Call, request: codec.InferRequest) -> None:
-        for number, data in enumerate(request.inputs):
+    def _fill(self, call: Call, request: codec.InferRequest, model: ServedModel) -> None:
+        for number, (data, spec) in enumerate(zip(request.inputs, model.inputs, strict=True)):
             if isinstance(data, RegionPlace):
-                self._regions.own.read(data, call.input(number))
+                self._regions.own.read_tensor(data, call.input(number), spec)
             else:
-                call.input(number)[:] = data
+                place(call.input(number), data, spec)
 
     def _model(self, name: str, version: str) -> ServedModel:
         return self._service.model(name, version or None)

@@ -9,7 +9,7 @@ from headrace.frontend.board import Board, ModelTotals, Row
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
-    from headrace.frontend.link import BackendLink
+    from headrace.frontend.pool import Pool
 
 
 class Ledger:
@@ -25,6 +25,7 @@ class Ledger:
     def open(self, model: ServedModel) -> None:
         """Begin to count, or go on counting, requests of a model's version."""
         row = self.board.row(self._frontend, self.board.slot(model.name, model.version))
+        row.lanes = model.lanes
         self._rows[model.name, model.version] = self._latest[model.name] = row
 
     def row(self, model: ServedModel) -> Row:
@@ -34,10 +35,9 @@ class Ledger:
         """Return where to count what cannot be said of one version; None for a model that never was ready."""
         return self._latest.get(name)
 
-    def hold(self, link: BackendLink) -> None:
-        """Say what a link holds now."""
-        ring = link.ring
-        self.row(link.model).hold(link.in_flight, ring.free_rows, ring.layout.rows)
+    def hold(self, pool: Pool) -> None:
+        """Say what a version's engines hold now."""
+        self.row(pool.model).hold(pool.in_flight, pool.free_rows, pool.rows)
 
     def let_go(self, model: ServedModel) -> None:
         """Say that nothing of a model is held any more."""

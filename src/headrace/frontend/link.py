@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.clock import now_ns
 from headrace.errors import EngineStopped, HeadraceError, InvalidRequest, QueueFull, RunFailed
 from headrace.processes import without_paths
+from headrace.routing import EngineLoad
 from headrace.transport.descriptors import ERROR, Descriptor, ErrorKind, cancellation, request, unpack
 from headrace.transport.ring import RingClient
 from headrace.wire.v2 import MAX_PRIORITY
@@ -44,6 +46,7 @@ class Call:
     priority: int
     _link: BackendLink
     _first_row: int
+    engine: int = 0  # which of the version's it is sent to
     told: Descriptor | None = None  # what `answer` returned
     _is_backends: bool = False  # the backend has the rows, and gives them back
 
@@ -89,6 +92,8 @@ class _Held:
     number: int
     rows: int
     answered: asyncio.Future[Descriptor]
+    sent_ns: int
+    load_rows: int  # under way when it was sent, its own among them
 
 
 class Loop(Protocol):
@@ -114,8 +119,11 @@ class BackendLink:
         model: ServedModel,
         on_lost: Callable[[BackendLink], None],
         loop: Loop | None = None,
+        engine: int = 0,
     ) -> None:
         self.model = model
+        self.engine = engine  # which of the version's
+        self.load = EngineLoad(model.max_batch_size)
         self.ring = RingClient(pair)
         self._pair = pair
         self._on_lost = on_lost
@@ -148,7 +156,8 @@ class BackendLink:
         if first is None:
             raise QueueFull(f"the server holds as many requests as it has room for; no {rows} rows are free: try again")
         self._in_flight += 1
-        return Call(rows, deadline_ns, priority, self, first)
+        self.load.rows += rows
+        return Call(rows, deadline_ns, priority, self, first, self.engine)
 
     @property
     def in_flight(self) -> int:
@@ -165,7 +174,7 @@ class BackendLink:
         if self._lost:
             raise EngineStopped(LOST)
         self._numbers += 1
-        held = _Held(self._numbers, call.rows, self._loop.create_future())
+        held = _Held(self._numbers, call.rows, self._loop.create_future(), now_ns(), self.load.rows)
         self._held[first] = held
         self.ring.send(request(self._numbers, first, call.rows, call.deadline_ns, call.priority))
         return held.answered
@@ -178,6 +187,7 @@ class BackendLink:
 
     def release(self, first: int, rows: int) -> None:
         self._in_flight -= 1
+        self.load.rows -= rows
         self.ring.release(first, rows)
 
     def close(self) -> None:
@@ -215,6 +225,8 @@ class BackendLink:
         elif answer.kind == ERROR:
             held.answered.set_exception(_error(answer.error_kind, self.ring.error_text(answer.entry)))
         else:
+            at_ns = now_ns()
+            self.load.answered(held.load_rows, at_ns - held.sent_ns, at_ns)
             held.answered.set_result(answer)
 
     def _lose(self) -> None:

@@ -26,23 +26,25 @@ def ready_models(service: Service) -> dict[tuple[str, str], bool]:
     known = [(model.name, model.version) for model in service.totals.all()]
     names = {name for name, _ in known}
     known += [(name, "") for name in service.names if name not in names]
-    return {(name, version): not service.draining and version in service.links.get(name, {}) for name, version in known}
+    return {(name, version): not service.draining and version in service.pools.get(name, {}) for name, version in known}
 
 
-def live(service: Service, gpu: GpuReading | None) -> Json:
+def live(service: Service, gpus: Sequence[GpuReading]) -> Json:
     """Return the server's state now. Times are nanoseconds of the server's monotonic clock."""
     at_ns, board = now_ns(), service.totals.board
     models = {(model.name, model.version): model for model in service.totals.all()}
     limits = {
-        (link.model.name, link.model.version): link.model.max_batch_size
-        for versions in service.links.values()
-        for link in versions.values()
+        (pool.model.name, pool.model.version): pool.model.max_batch_size
+        for versions in service.pools.values()
+        for pool in versions.values()
     }
+    engines = {(status.name, status.version): status for status in service.statuses}
     return {
         "server": {
             "name": "headrace",
             "version": __version__,
             "ready": service.is_ready(),
+            "degraded": bool(service.degraded()),
             "frontends": board.frontends,
             "started_ns": board.started_ns,
             "uptime_s": round(seconds(at_ns - board.started_ns), 3),
@@ -54,11 +56,13 @@ def live(service: Service, gpu: GpuReading | None) -> Json:
                 "version": key[1],
                 "ready": is_ready,
                 "max_batch_size": limits.get(key),
+                "engines": engines[key].engines if key in engines else None,
+                "engines_ready": engines[key].engines_ready if key in engines else None,
                 "totals": _totals(models[key]) if key in models else None,
             }
             for key, is_ready in ready_models(service).items()
         ],
-        "gpu": None if gpu is None else asdict(gpu),
+        "gpus": [asdict(gpu) for gpu in gpus],
     }
 
 
@@ -75,6 +79,7 @@ def _totals(model: ModelTotals) -> Json:
         "responses": responses(model.response_counts),
         "batches": _batches(model.batch_counts),
         "lanes": _lanes(model.lane_batches, model.lane_ns),
+        "engines": _engines(model),
     }
 
 
@@ -89,6 +94,15 @@ def responses(counts: Sequence[int]) -> Sequence[Mapping[str, float]]:
 
 def _batches(counts: Sequence[float]) -> Sequence[Mapping[str, float]]:
     return [{"rows": BATCH_ROWS.name(index), "count": round(count, 3)} for index, count in enumerate(counts) if count]
+
+
+def _engines(model: ModelTotals) -> Sequence[Mapping[str, int]]:
+    counts = zip(model.engine_requests, model.engine_rows, strict=True)
+    return [
+        {"engine": engine, "requests": requests, "rows": rows}
+        for engine, (requests, rows) in enumerate(counts)
+        if requests
+    ]
 
 
 def _lanes(batches: Sequence[float], busy_ns: Sequence[float]) -> Sequence[Mapping[str, float]]:

@@ -8,7 +8,7 @@ Triton's perf_analyzer cannot read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from headrace.frontend.board import FAILURES, STAGES
 from headrace.frontend.scale import BATCH_ROWS, RESPONSE_NS
 
 if TYPE_CHECKING:
+    from headrace.control import VersionStatus
     from headrace.frontend.board import ModelTotals
     from headrace.frontend.gpu import GpuReading
     from headrace.frontend.scale import Scale
@@ -61,14 +62,22 @@ class _Family:
         self.add(round(count), labels, "_count")
 
 
-def render(
-    models: Sequence[ModelTotals], ready: Mapping[tuple[str, str], bool], gpu: GpuReading | None, started_ago_s: float
-) -> bytes:
-    """Return the text. `ready` says of each model's name and version whether it would take a request now."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """What is told beside what has been counted."""
+
+    ready: Mapping[tuple[str, str], bool]  # by name and version: whether it would take a request
+    started_ago_s: float
+    versions: Sequence[VersionStatus] = ()
+    gpus: Sequence[GpuReading] = ()
+
+
+def render(models: Sequence[ModelTotals], now: Now) -> bytes:
+    """Return the text."""
     families: list[_Family] = []
-    for group in (_triton_counters, _triton_times, _histograms, _gauges):
+    for group in (_triton_counters, _triton_times, _histograms, _gauges, _engine_counters):
         families += group(models)
-    families += [_ready(ready), _uptime(started_ago_s), *_gpu_families(gpu)]
+    families += [_ready(now.ready), *_engines(now.versions), _uptime(now.started_ago_s), *_gpu_families(now.gpus)]
     lines: list[str] = []
     for family in families:
         if family.lines:
@@ -151,6 +160,29 @@ def _gauges(models: Sequence[ModelTotals]) -> Iterator[_Family]:
     yield from (pending, held, free, room, restarts)
 
 
+def _engine_counters(models: Sequence[ModelTotals]) -> Iterator[_Family]:
+    requests = _Family("headrace_engine_requests_total", "counter", "Requests that were answered well, by engine.")
+    rows = _Family("headrace_engine_rows_total", "counter", "Rows that were answered well, by engine.")
+    for model in models:
+        for engine, count in enumerate(model.engine_requests):
+            if count:
+                labels = {**_labels(model), "engine": str(engine)}
+                requests.add(count, labels)
+                rows.add(model.engine_rows[engine], labels)
+    yield from (requests, rows)
+
+
+def _engines(versions: Sequence[VersionStatus]) -> Iterator[_Family]:
+    wanted = _Family("headrace_engines", "gauge", "Engines that there should be.")
+    ready = _Family("headrace_engines_ready", "gauge", "Engines that take requests; with fewer, all goes on, slower.")
+    for status in versions:
+        if status.engines_ready or status.required:
+            labels = {"model": status.name, "version": status.version}
+            wanted.add(status.engines, labels)
+            ready.add(status.engines_ready, labels)
+    yield from (wanted, ready)
+
+
 def _ready(ready: Mapping[tuple[str, str], bool]) -> _Family:
     family = _Family("headrace_ready", "gauge", "1 if the model would take a request now.")
     for (name, version), is_ready in ready.items():
@@ -164,21 +196,24 @@ def _uptime(started_ago_s: float) -> _Family:
     return family
 
 
-def _gpu_families(gpu: GpuReading | None) -> Iterator[_Family]:
+_GPU_FAMILIES: tuple[tuple[str, str, Callable[[GpuReading], float | None]], ...] = (
+    ("nv_gpu_utilization", "Share of time with any kernel running.", lambda gpu: _hundredth(gpu.utilization_pct)),
+    ("nv_gpu_memory_used_bytes", "Memory used, by every process.", lambda gpu: gpu.memory_used_bytes),
+    ("nv_gpu_memory_total_bytes", "Memory.", lambda gpu: gpu.memory_total_bytes),
+    ("nv_gpu_power_usage", "Watts.", lambda gpu: gpu.power_w),
+    ("nv_gpu_power_limit", "Watts, the lowest of all limits in force.", lambda gpu: gpu.power_limit_w),
+)
+
+
+def _gpu_families(gpus: Sequence[GpuReading]) -> Iterator[_Family]:
     """What NVML does not answer is left out. Triton's share of utilization is 0 to 1."""
-    if gpu is None:
-        return
-    for name, text, value in (
-        ("nv_gpu_utilization", "Share of time with any kernel running.", _hundredth(gpu.utilization_pct)),
-        ("nv_gpu_memory_used_bytes", "Memory used, by every process.", gpu.memory_used_bytes),
-        ("nv_gpu_memory_total_bytes", "Memory.", gpu.memory_total_bytes),
-        ("nv_gpu_power_usage", "Watts.", gpu.power_w),
-        ("nv_gpu_power_limit", "Watts, the lowest of all limits in force.", gpu.power_limit_w),
-    ):
-        if value is not None:
-            family = _Family(name, "gauge", text)
-            family.add(value, {"gpu_uuid": gpu.uuid})
-            yield family
+    for name, text, value_of in _GPU_FAMILIES:
+        family = _Family(name, "gauge", text)
+        for gpu in gpus:
+            value = value_of(gpu)
+            if value is not None:
+                family.add(value, {"gpu_uuid": gpu.uuid})
+        yield family
 
 
 def _labels(model: ModelTotals) -> dict[str, str]:

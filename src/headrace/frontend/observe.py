@@ -47,14 +47,15 @@ class Observer:
     async def reply(self, path: str) -> Reply:
         if path in _FILES:
             return page_file(path)
-        gpu = await self._watch.look()
+        gpus = await self._watch.look()
         service = self._service
         service.sample()
         if path == "/live.json":
-            body, kind = msgspec.json.encode(live(service, gpu)), "application/json"
+            body, kind = msgspec.json.encode(live(service, gpus)), "application/json"
         else:
             up_s = seconds(now_ns() - service.totals.board.started_ns)
-            body, kind = metrics.render(service.totals.all(), ready_models(service), gpu, up_s), metrics.CONTENT_TYPE
+            now = metrics.Now(ready=ready_models(service), versions=service.statuses, gpus=gpus, started_ago_s=up_s)
+            body, kind = metrics.render(service.totals.all(), now), metrics.CONTENT_TYPE
         return Reply(body, _headers(kind))
 
 

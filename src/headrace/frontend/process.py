@@ -30,7 +30,7 @@ from headrace.control import (
 from headrace.errors import NotReady
 from headrace.frontend.auth import Tokens
 from headrace.frontend.board import Board
-from headrace.frontend.gpu import GpuWatch, read_gpu
+from headrace.frontend.gpu import GpuWatch, read_gpus
 from headrace.frontend.grpc_v2 import GrpcFront, GrpcSettings, TlsFiles
 from headrace.frontend.http.front import Front, make_front
 from headrace.frontend.http.routes import add_pages
@@ -138,7 +138,7 @@ class _Frontend:
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
         front = make_front(self._service, self._regions, self._job.http, self._job.access, self._tracer)
-        add_pages(front.routes, Observer(self._service, GpuWatch(read_gpu(self._job.device))))
+        add_pages(front.routes, Observer(self._service, GpuWatch(read_gpus(self._job.devices))))
         await front.start(self._job.listener)
         if self._job.grpc_address is not None:
             await self._grpc.start(*self._job.grpc_address)
@@ -185,17 +185,15 @@ class _Frontend:
             self._end()
 
     def _connect(self, word: Connect) -> None:
-        link = BackendLink(word.ring, word.model, self._service.remove)
+        link = BackendLink(word.ring, word.model, self._service.remove, engine=word.engine)
         link.start()
         self._service.add(link)
         self._links[word.backend] = link
 
     def _drop_dead(self, word: Models) -> None:
         """Let go of what has died, which its link has noticed by itself."""
-        dead = {(each.name, each.version) for each in word.versions if each.state in ("UNAVAILABLE", "LOADING")}
-        for backend, link in list(self._links.items()):
-            if (link.model.name, link.model.version) in dead:
-                self._let_go(backend, lambda: None)
+        for backend in [backend for backend in self._links if backend not in word.live]:
+            self._let_go(backend, lambda: None)
 
     def _let_go(self, backend: int, then: Callable[[], None]) -> None:
         link = self._links.pop(backend)

@@ -16,10 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.control import ChangeRegions, RegionsChanged, RegionSpec
 from headrace.errors import HeadraceError, InvalidRequest, NotOffered
+from headrace.wire.elements import fill
 from headrace.wire.places import RegionPlace
+
+if TYPE_CHECKING:
+    from headrace.tensors import TensorSpec
 
 FOLDER = Path("/dev/shm")  # noqa: S108  where shm_open(3) puts what it names
 MAX_REGIONS = 256  # each is an open file of every frontend
@@ -83,8 +88,17 @@ class Regions:
         """Copy an input of a region into a call's rows. Raises InvalidRequest."""
         self.window(place).read_into(rows)
 
+    def read_tensor(self, place: RegionPlace, rows: memoryview, spec: TensorSpec) -> None:
+        """Do what `read` does, for elements of BYTES too, which are copied twice."""
+        if not spec.is_bytes:
+            self.read(place, rows)
+            return
+        packed = memoryview(bytearray(place.byte_size))
+        self.read(place, packed)
+        fill(rows, packed, spec)
+
     def output(self, place: RegionPlace, needed: int) -> Window:
-        """Return where an output of `needed` bytes is to be written. Raises InvalidRequest if it does not fit."""
+        """Return where an output of at least `needed` bytes is to be written. Raises InvalidRequest for less."""
         if place.byte_size < needed:
             raise InvalidRequest(
                 f"an output has {needed} bytes, and its place in shared memory region {place.region} has"
@@ -126,7 +140,12 @@ class Window:
         self._move(os.preadv, destination)
 
     def write(self, data: memoryview) -> None:
-        """Write `data` at the window's begin. Raises InvalidRequest."""
+        """Write `data` at the window's begin. Raises InvalidRequest, also if the window is too small for it."""
+        if len(data) > self.byte_size:
+            raise InvalidRequest(
+                f"an output has {len(data)} bytes, and its place in shared memory region {self._region.spec.name} has"
+                f" {self.byte_size}; make it larger"
+            )
         self._move(os.pwritev, data)
 
     def _move(self, call: Callable[[int, list[memoryview], int], int], data: memoryview) -> None:

@@ -23,6 +23,7 @@ from headrace.errors import (
 )
 from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import ModelFailed
+from headrace.frontend.pool import Pool
 from headrace.frontend.scale import BATCH_ROWS
 from headrace.wire.datatypes import FROM_DTYPE
 
@@ -61,7 +62,7 @@ class Service:
     """One frontend's view of the server: the models, each version with its link to a backend."""
 
     names: tuple[str, ...]  # of models that the server has, ready or not
-    links: dict[str, dict[str, BackendLink]] = field(default_factory=dict)  # by name, then version
+    pools: dict[str, dict[str, Pool]] = field(default_factory=dict)  # by name, then version
     draining: bool = False
     totals: Ledger = field(default_factory=Ledger)
     statuses: tuple[VersionStatus, ...] = ()  # what the supervisor says of all versions
@@ -71,16 +72,18 @@ class Service:
     def is_ready(self) -> bool:
         """Tell whether every model that should be there would take an infer request now."""
         if not self.statuses:
-            return not self.draining and all(self.links.get(name) for name in self.names)
+            return not self.draining and all(self.pools.get(name) for name in self.names)
         required = (status for status in self.statuses if status.required)
-        return not self.draining and all(status.version in self.links.get(status.name, {}) for status in required)
+        return not self.draining and all(status.version in self.pools.get(status.name, {}) for status in required)
+
+    def degraded(self) -> tuple[VersionStatus, ...]:
+        """Return the versions that are served by fewer engines than there should be."""
+        return tuple(status for status in self.statuses if status.is_degraded)
 
     def add(self, link: BackendLink) -> None:
-        """Send requests there from now on; one of the same version that is there gets no more."""
+        """Send requests there from now on; one to the same engine that is there gets no more."""
         self.totals.open(link.model)
-        versions = self.links.setdefault(link.model.name, {})
-        before = versions.get(link.model.version)
-        versions[link.model.version] = link
+        before = self.pools.setdefault(link.model.name, {}).setdefault(link.model.version, Pool()).add(link)
         if before is not None:
             self.retiring.append(before)
 
@@ -90,10 +93,13 @@ class Service:
         self.retiring.append(link)
 
     def remove(self, link: BackendLink) -> None:
-        versions = self.links.get(link.model.name, {})
-        if versions.get(link.model.version) is link:
-            del versions[link.model.version]
-            self.totals.let_go(link.model)
+        versions = self.pools.get(link.model.name, {})
+        pool = versions.get(link.model.version)
+        if pool is not None and link in pool.links:
+            pool.links.remove(link)
+            if not pool.links:
+                del versions[link.model.version]
+                self.totals.let_go(link.model)
         if link in self.retiring:
             self.retiring.remove(link)
 
@@ -106,11 +112,11 @@ class Service:
 
         Without a version this is the newest, and it may be another one after the next await.
         """
-        return self._link(name, version).model
+        return self._pool(name, version).model
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the versions of a model that are ready, oldest first."""
-        return tuple(sorted(self.links.get(name, ()), key=int))
+        return tuple(sorted(self.pools.get(name, ()), key=int))
 
     async def load(self, name: str, parameters: Mapping[str, object] | None = None) -> None:
         """Bring in what the repository now has of a model, without losing a request; return when it serves.
@@ -151,11 +157,11 @@ class Service:
         deadline_ns = began_ns + options.timeout_us * 1000 if options.timeout_us else 0
         row = self.totals.latest(name)
         try:
-            link = self._link(name, version)
-            row = self.totals.row(link.model)
+            pool = self._pool(name, version)
+            row = self.totals.row(pool.model)
             if options.trace is not None:
-                options.trace.called(link.model, rows, began_ns)
-            call = link.admit(rows, deadline_ns, options.priority)
+                options.trace.called(pool.model, rows, began_ns)
+            call = pool.admit(rows, deadline_ns, options.priority)
             try:
                 yield call
             finally:
@@ -166,7 +172,7 @@ class Service:
             raise
         if call.told is not None:
             ended_ns = now_ns()
-            row.succeeded(began_ns, ended_ns, rows, call.told)
+            row.succeeded(began_ns, ended_ns, rows, call.told, call.engine)
             if options.trace is not None:
                 options.trace.answered(call.told, ended_ns)
 
@@ -178,13 +184,13 @@ class Service:
 
     def sample(self) -> None:
         """Put on the board what is under way now. To be called from time to time: requests themselves do not."""
-        for versions in self.links.values():
-            for link in versions.values():
-                self.totals.hold(link)
+        for versions in self.pools.values():
+            for pool in versions.values():
+                self.totals.hold(pool)
 
     def free_share(self, name: str, version: str | None) -> float:
         """Return which share of a model's rows is free. Raises UnknownModel and NotReady."""
-        return self._link(name, version).free_share
+        return self._pool(name, version).free_share
 
     @property
     def in_flight(self) -> int:
@@ -197,12 +203,13 @@ class Service:
             link.close()
 
     def _all_links(self) -> list[BackendLink]:
-        return [*(link for versions in self.links.values() for link in versions.values()), *self.retiring]
+        pools = [pool for versions in self.pools.values() for pool in versions.values()]
+        return [*(link for pool in pools for link in pool.links), *self.retiring]
 
-    def _link(self, name: str, version: str | None) -> BackendLink:
+    def _pool(self, name: str, version: str | None) -> Pool:
         if name not in self.names:
             raise UnknownModel(f"there is no model {name}; this server has {', '.join(self.names)}")
-        versions = self.links.get(name, {})
+        versions = self.pools.get(name, {})
         if self.draining:
             raise NotReady("the server is stopping")
         if version is None and versions:
@@ -215,7 +222,7 @@ class Service:
         """Return why a model has no link: something that a client should wait for, or not."""
         of_model = [status for status in self.statuses if status.name == name]
         asked = [status for status in of_model if version in (None, status.version)]
-        known = sorted({status.version for status in of_model} | self.links.get(name, {}).keys(), key=int)
+        known = sorted({status.version for status in of_model} | self.pools.get(name, {}).keys(), key=int)
         if version is not None and known and not asked:
             return UnknownModel(f"model {name} has no version {version}; it has {', '.join(known)}")
         which = f"model {name}" if version is None else f"version {version} of model {name}"
@@ -265,10 +272,10 @@ def repository_index(service: Service, *, only_ready: bool = False) -> list[dict
     """Return every version of every model, or those that are ready, with its state and, if it is not ready, why."""
     index = []
     for name in service.names:
-        links = service.links.get(name, {})
+        pools = service.pools.get(name, {})
         told = {status.version: status for status in service.statuses if status.name == name}
-        for version in sorted({*told, *links}, key=int) or [""]:
-            state, reason = _state(version in links and not service.draining, told.get(version))
+        for version in sorted({*told, *pools}, key=int) or [""]:
+            state, reason = _state(version in pools and not service.draining, told.get(version))
             if state == "READY" or not only_ready:
                 index.append({"name": name, "version": version, "state": state, "reason": reason})
     return index
@@ -276,7 +283,7 @@ def repository_index(service: Service, *, only_ready: bool = False) -> list[dict
 
 def _state(is_linked: bool, told: VersionStatus | None) -> tuple[str, str]:
     if is_linked:
-        return "READY", ""
+        return "READY", told.reason if told is not None and told.is_degraded else ""
     if told is None or told.state == "READY":  # it is not in this frontend
         return "UNAVAILABLE", "not connected"
     return told.state, told.reason
@@ -356,8 +363,16 @@ def _duration(count: int, nanoseconds: int) -> dict[str, int]:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": FROM_DTYPE[spec.dtype], "shape": [-1, *spec.features]}
+    told: dict[str, object] = {"name": spec.name, "datatype": FROM_DTYPE[spec.dtype], "shape": [-1, *spec.features]}
+    if spec.is_bytes:
+        told["parameters"] = {"max_bytes": spec.max_bytes}
+    return told
 
 
 def _config_tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "data_type": f"TYPE_{FROM_DTYPE[spec.dtype]}", "dims": list(spec.features) or [1]}
+    return {"name": spec.name, "data_type": _config_type(spec), "dims": list(spec.features) or [1]}
+
+
+def _config_type(spec: TensorSpec) -> str:
+    """Return Triton's name in model configurations, where BYTES is called a string."""
+    return "TYPE_STRING" if spec.is_bytes else f"TYPE_{FROM_DTYPE[spec.dtype]}"

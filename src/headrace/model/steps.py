@@ -36,9 +36,15 @@ class FromImages(nn.Module):
         self.like: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        planes = images.permute(0, 3, 1, 2).float()
-        sized = functional.interpolate(planes, (self.size, self.size), mode="bilinear", antialias=True)
+        sized = _sized(images.permute(0, 3, 1, 2).float(), self.size)
         return _normalised(sized, self.scale_bits, self.shift_bits, self.like)
+
+
+@torch.fx.wrap  # one step to whoever traces the module, who has no shapes to decide by
+def _sized(planes: Tensor, size: int) -> Tensor:
+    if planes.shape[2:] == (size, size):  # resizing would cost as much, and change nothing
+        return planes
+    return functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)
 
 
 @torch.fx.wrap  # one step to whoever traces the module; else today's dtype and values would be traced as constants

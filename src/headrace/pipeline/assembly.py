@@ -59,6 +59,9 @@ class EngineConfig:
     precision: Precision = "tf32"  # "int8" and "fp8" need the extra `quantised`
     compile: bool = False
     compile_cache: Path | None = None  # folder where compiled code is kept for the next start; None: PyTorch's own
+    depth: int | None = None  # batches that a lane has at once, running and queued; 3 on CUDA, 2 on the host
+    prefetch: bool = True  # large batches are copied in on a stream of their own, ahead of the lanes
+    spin: bool = True  # wait for the device with a busy core, which answers sooner than an interrupt
     graphs: bool = True
     channels_last: bool = True
     fold_batch_norm: bool = True
@@ -143,6 +146,16 @@ class Running:
     dynamic_outputs: Sequence[int | None]  # which dimension of each output follows the dynamic one
     max_batch_size: int
     report: EngineReport
+
+    @property
+    def signature(self) -> Signature:
+        """What goes in and comes out; of the smallest size where a dimension is dynamic."""
+        return next(iter(self.by_size.values())).signature
+
+    def failure(self) -> Exception | None:
+        """Return why nothing can be computed any more; None while all is well."""
+        failures = (lanes.dispatcher.failure for lanes in self.by_size.values())
+        return next((failure for failure in failures if failure is not None), None)
 
     def recompiles(self) -> int:
         """Return how often Dynamo has compiled since all lanes were ready."""
@@ -302,7 +315,9 @@ def _lanes_config(config: EngineConfig, device: torch.device) -> LanesConfig:
     return LanesConfig(
         buckets=config.buckets or powers_of_two(config.max_batch_size),
         max_queue_delay_us=config.max_queue_delay_us,
-        depth=CUDA_DEPTH if on_cuda else HOST_DEPTH,
+        depth=config.depth or (CUDA_DEPTH if on_cuda else HOST_DEPTH),
+        prefetch=config.prefetch,
+        spin=config.spin,
         graphs=config.graphs,
         channels_last=config.channels_last,
         fold_batch_norm=config.fold_batch_norm,

@@ -96,6 +96,16 @@ class Dispatcher:
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of the largest batch, and of the largest request."""
+        return self._max_batch_size
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why nothing can be computed any more; None while all is well."""
+        return self._failure
+
     def serve(self, arrivals: Arrivals) -> None:
         """Answer requests on the calling thread until no more will come and all have ended."""
         more = True

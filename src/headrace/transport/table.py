@@ -23,7 +23,10 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 class RowTable:
-    """`inputs[i]` and `outputs[i]` are [layout.rows, *features], views of the memory; row r of all belongs together."""
+    """`inputs[i]` and `outputs[i]` are [layout.rows, *features], views of the memory; row r of all belongs together.
+
+    Tensors of BYTES are uint8 [layout.rows, bytes of a row]: their cells, see `wire.elements`.
+    """
 
     def __init__(self, layout: Layout, memory: mmap) -> None:
         self.layout = layout
@@ -31,9 +34,11 @@ class RowTable:
         specs = (*layout.inputs, *layout.outputs)
         tensors = []
         for spec, offset in zip(specs, layout.tensor_offsets(), strict=True):
-            shape = (layout.rows, *spec.features)
             size = layout.rows * spec.row_bytes
-            tensors.append(self._bytes[offset : offset + size].view(torch_dtype(spec.dtype)).view(shape))
+            data = self._bytes[offset : offset + size]
+            if not spec.is_bytes:
+                data = data.view(torch_dtype(spec.dtype))
+            tensors.append(data.view((layout.rows, spec.row_bytes) if spec.is_bytes else (layout.rows, *spec.features)))
         self.inputs: tuple[Tensor, ...] = tuple(tensors[: len(layout.inputs)])
         self.outputs: tuple[Tensor, ...] = tuple(tensors[len(layout.inputs) :])
         self._input_places = [(tensor.data_ptr(), row_bytes(tensor)) for tensor in self.inputs]

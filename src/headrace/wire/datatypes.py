@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-TO_DTYPE = {
+from headrace.tensors import BYTES
+
+TO_DTYPE = {  # of numbers
     "BOOL": "bool",
     "INT8": "int8",
     "INT16": "int16",
@@ -16,7 +18,7 @@ TO_DTYPE = {
     "FP32": "float32",
     "FP64": "float64",
 }
-FROM_DTYPE = {dtype: datatype for datatype, dtype in TO_DTYPE.items()}
+FROM_DTYPE = {dtype: datatype for datatype, dtype in TO_DTYPE.items()} | {BYTES: "BYTES"}
 BINARY_ONLY = ("FP16", "BF16")  # JSON has no such numbers
 
 

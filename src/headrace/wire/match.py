@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from headrace.errors import InvalidRequest
 from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE
+from headrace.wire.elements import require_packed_bytes
 from headrace.wire.places import RegionPlace, region_place
 
 MOST_ROWS = 2**31 - 1  # of a request's tensors: no ring holds more, and their bytes still are numbers of a machine
@@ -55,12 +56,17 @@ def common_rows(tensors: Iterable[Tensor]) -> int:
     return rows.pop()
 
 
-def require_bytes(tensor: Tensor, given: int, needed: int, where: str) -> None:
-    """Raise InvalidRequest if an input's bytes are more or less than its shape needs."""
-    if given != needed:
+def packed_bytes(tensor: Tensor, spec: TensorSpec, given: object, where: str) -> int:
+    """Return how many bytes an input has where it says so. Raises InvalidRequest unless its shape can have as many."""
+    rows = tensor.shape[0]
+    if spec.is_bytes:
+        return require_packed_bytes(spec, given, rows, where)
+    needed = rows * spec.row_bytes
+    if type(given) is not int or given != needed:
         raise InvalidRequest(
-            f"input {tensor.name} has {given} bytes in {where}; its shape {list(tensor.shape)} needs {needed}"
+            f"input {tensor.name} has {given!r:.80} bytes in {where}; its shape {list(tensor.shape)} needs {needed}"
         )
+    return needed
 
 
 def output_places(
@@ -88,15 +94,15 @@ def output_places(
 
 def _require_match(tensor: Tensor, spec: TensorSpec) -> None:
     datatype = FROM_DTYPE[spec.dtype]
-    if tensor.datatype == "BYTES":
-        raise InvalidRequest(f"input {tensor.name} is BYTES, and models here take numbers only; send {datatype}")
     if tensor.datatype != datatype:
         raise InvalidRequest(f"input {tensor.name} has datatype {tensor.datatype}; the model takes {datatype}")
     shape = tuple(tensor.shape)
+    if spec.is_bytes and spec.features == (1,) and len(shape) == 1:  # one element a row: clients say it either way
+        shape = (*shape, 1)
     if len(shape) != len(spec.features) + 1 or shape[1:] != spec.features or shape[0] < 1:
         wanted = ", ".join(["rows", *map(str, spec.features)])
         raise InvalidRequest(
-            f"input {tensor.name} has shape {list(shape)}; the model takes [{wanted}], rows at least 1"
+            f"input {tensor.name} has shape {list(tensor.shape)}; the model takes [{wanted}], rows at least 1"
         )
     if shape[0] > MOST_ROWS:
         raise InvalidRequest(f"input {tensor.name} has more than {MOST_ROWS} rows; split the request")

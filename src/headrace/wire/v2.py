@@ -7,17 +7,18 @@ Inference Protocol (required API) and Triton's binary tensor data and shared mem
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from headrace.errors import InvalidRequest
 from headrace.tensors import TensorSpec
+from headrace.wire import elements
 from headrace.wire.datatypes import BINARY_ONLY, FROM_DTYPE, numpy_dtype
-from headrace.wire.match import common_rows, matched, output_places, require_bytes
+from headrace.wire.match import common_rows, matched, output_places, packed_bytes
 from headrace.wire.places import REGION, RegionPlace, region_place
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -34,6 +35,7 @@ class WantedOutput:
     name: str
     binary: bool
     place: RegionPlace | None = None  # where it is to be written; None: into the response
+    base64: bool = False  # strings of BYTES in JSON are to be that
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +45,24 @@ class InferRequest:
     id: str | None
     rows: int
     inline: Mapping[int, memoryview]  # raw bytes of inputs that came as JSON
-    binary: tuple[int, ...]  # inputs whose raw bytes follow the JSON, one after the other in this order
+    binary: Mapping[int, int]  # bytes of inputs whose raw ones follow the JSON, one after the other in this order
     outputs: tuple[WantedOutput, ...]
     regions: Mapping[int, RegionPlace] = field(default_factory=dict)  # inputs in the client's shared memory
     timeout_us: int = 0  # 0: no limit
     priority: int = 0  # 0: not given
+    is_one_element: bool = False  # the only input is BYTES, and its one element came without its length
 
-    def gather(self, tail: memoryview, inputs: Sequence[TensorSpec]) -> dict[int, memoryview]:
-        """Return the raw bytes of all inputs that came with the request; `tail` is what followed the JSON."""
+    def gather(self, tail: memoryview) -> dict[int, memoryview]:
+        """Return the raw bytes of all inputs that came with the request; `tail` is what followed the JSON.
+
+        Those of BYTES are packed; see `wire.elements`.
+        """
         data = dict(self.inline)
         at = 0
-        for number in self.binary:
-            size = self.rows * inputs[number].row_bytes
+        for number, size in self.binary.items():
             data[number] = tail[at : at + size]
             at += size
-        return data
+        return {0: memoryview(elements.pack([tail]))} if self.is_one_element else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,11 @@ class Encoded:
 
 def _numbers(levels: int) -> Any:  # noqa: ANN401  a type that is made here
     """Return the type of numbers in lists within lists. Strings among them would each take the longest one's memory."""
-    number = bool | int | float
+    number: Any = bool | int | float
     found: Any = number
     for _ in range(levels):
         found = number | list[found]
     return found
-
-
-if TYPE_CHECKING:
-    _Data = Any
-else:
-    _Data = _numbers(levels=32)  # dimensions of an array, of numpy 1
 
 
 class _Input(msgspec.Struct):
@@ -88,7 +87,7 @@ class _Input(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: _Data | None = None
+    data: msgspec.Raw = msgspec.Raw()  # decoded by the model's datatype
 
 
 class _Output(msgspec.Struct):
@@ -104,6 +103,7 @@ class _Request(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Request).decode
+_decode_numbers = msgspec.json.Decoder(_numbers(levels=32)).decode  # dimensions of an array, of numpy 1
 
 
 def decode(
@@ -117,7 +117,7 @@ def decode(
     given = matched(request.inputs, inputs)
     sources = {name: _source(tensor) for name, tensor in given.items()}
     binary = [tensor for tensor in request.inputs if sources[tensor.name] == BINARY_SIZE]
-    _require_binary_sizes(binary, tail_bytes, {spec.name: spec for spec in inputs})
+    sizes = _binary_sizes(binary, tail_bytes, {spec.name: spec for spec in inputs})
     rows = common_rows(given.values())
     numbers = {spec.name: number for number, spec in enumerate(inputs)}
     return InferRequest(
@@ -128,7 +128,7 @@ def decode(
             for number, spec in enumerate(inputs)
             if sources[spec.name] == "data"
         },
-        binary=tuple(numbers[tensor.name] for tensor in binary),
+        binary={numbers[name]: size for name, size in sizes.items()},
         regions={
             number: _place(given[spec.name], spec) for number, spec in enumerate(inputs) if sources[spec.name] == REGION
         },
@@ -139,18 +139,25 @@ def decode(
 
 
 def decode_raw(body_bytes: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
-    """Read the request that a body is which holds the only input's bytes and nothing else. Raises InvalidRequest."""
+    """Read the request that a body is which holds the only input's bytes and nothing else. Raises InvalidRequest.
+
+    Of datatype BYTES it is one element, without its length, as a file is.
+    """
     if len(inputs) != 1:
         raise InvalidRequest(
             f"a raw body ({HEADER_LENGTH}: 0) can fill one input; the model has {len(inputs)}, so send JSON before it"
         )
+    wanted = tuple(WantedOutput(spec.name, binary=True) for spec in outputs)
+    if inputs[0].is_bytes:
+        elements.require_fits(body_bytes, inputs[0], 0)
+        return InferRequest(None, 1, {}, {0: body_bytes}, wanted, is_one_element=True)
     size = inputs[0].row_bytes
     rows, rest = divmod(body_bytes, size)
     if rest or not rows:
         raise InvalidRequest(
             f"a raw body of {body_bytes} bytes; a row of {inputs[0].name} has {size}, so send a multiple"
         )
-    return InferRequest(None, rows, {}, (0,), tuple(WantedOutput(spec.name, binary=True) for spec in outputs))
+    return InferRequest(None, rows, {}, {0: body_bytes}, wanted)
 
 
 def json_bytes(header_bytes: int | None, body_bytes: int) -> int:
@@ -165,7 +172,7 @@ def json_bytes(header_bytes: int | None, body_bytes: int) -> int:
 def encode(
     request: InferRequest, model: str, version: str, outputs: Mapping[str, memoryview], specs: Sequence[TensorSpec]
 ) -> Encoded:
-    """Write the response: `outputs` are raw bytes by name, of `request.rows` rows each.
+    """Write the response: `outputs` are raw bytes by name, of `request.rows` rows each, those of BYTES packed.
 
     Outputs in regions are named with their shape and no parameters: perf_analyzer ends where there are any without
     binary_data_size.
@@ -183,6 +190,10 @@ def encode(
         if wanted.place is None and (wanted.binary or FROM_DTYPE[spec.dtype] in BINARY_ONLY):
             tensor["parameters"] = {BINARY_SIZE: len(data)}
             tail.append(data)
+        elif wanted.place is None and spec.is_bytes:
+            tensor["data"], is_base64 = elements.to_json(data, spec.name, as_base64=wanted.base64)
+            if is_base64:
+                tensor["parameters"] = {elements.CONTENT_TYPE: elements.BASE64}
         elif wanted.place is None:
             tensor["data"] = np.frombuffer(data, numpy_dtype(spec.dtype)).tolist()
         told.append(tensor)
@@ -224,7 +235,7 @@ def _shown(value: object) -> str:
 def _source(tensor: _Input) -> str:
     """Return what says where an input's data is. Raises InvalidRequest unless exactly one thing does."""
     sources = [name for name in (BINARY_SIZE, REGION) if name in tensor.parameters]
-    if tensor.data is not None:
+    if bytes(memoryview(tensor.data)[:5]) not in (b"", b"null"):
         sources.append("data")
     if len(sources) != 1:
         raise InvalidRequest(
@@ -234,36 +245,56 @@ def _source(tensor: _Input) -> str:
     return sources[0]
 
 
-def _require_binary_sizes(binary: Sequence[_Input], tail_bytes: int, specs: Mapping[str, TensorSpec]) -> None:
-    """Check that the binary inputs take up what follows the JSON."""
+def _binary_sizes(binary: Sequence[_Input], tail_bytes: int, specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Return the binary inputs' bytes by name, in their order; they must take up what follows the JSON."""
+    sizes = {}
     at = 0
     for tensor in binary:
-        needed = tensor.shape[0] * specs[tensor.name].row_bytes
-        size = tensor.parameters[BINARY_SIZE]
-        if type(size) is not int or size != needed or at + size > tail_bytes:
+        given = tensor.parameters[BINARY_SIZE]
+        spec = specs[tensor.name]
+        needed = tensor.shape[0] * spec.row_bytes
+        upto = "up to " if spec.is_bytes else ""
+        fits = type(given) is int and at + given <= tail_bytes
+        if spec.is_bytes and fits:
+            elements.require_packed_bytes(spec, given, tensor.shape[0], BINARY_SIZE)
+        elif not fits or given != needed:
             raise InvalidRequest(
-                f"input {tensor.name} has {BINARY_SIZE} {_shown(size)}; its shape needs {needed} bytes, and"
-                f" {tail_bytes - at} are left in the body"
+                f"input {tensor.name} has {BINARY_SIZE} {_shown(given)}; its shape needs {upto}{needed} bytes,"
+                f" and {tail_bytes - at} are left in the body"
             )
-        at += size
+        sizes[tensor.name] = given
+        at += given
     if at != tail_bytes:
         raise InvalidRequest(f"{tail_bytes - at} bytes of the body belong to no input; {BINARY_SIZE} must cover all")
+    return sizes
 
 
 def _place(tensor: _Input, spec: TensorSpec) -> RegionPlace:
     place = region_place(f"input {tensor.name}", tensor.parameters)
     assert place is not None
-    require_bytes(tensor, place.byte_size, tensor.shape[0] * spec.row_bytes, REGION)
+    packed_bytes(tensor, spec, place.byte_size, REGION)
     return place
+
+
+def _data(tensor: _Input, decode: Callable[[msgspec.Raw], object]) -> object:
+    try:
+        return decode(tensor.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"input {tensor.name}: its data is no {tensor.datatype} ({error})") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"input {tensor.name}: its data is nested too deeply; send it flat") from error
 
 
 def _from_json(tensor: _Input, spec: TensorSpec) -> memoryview:
     datatype = FROM_DTYPE[spec.dtype]
+    if spec.is_bytes:
+        strings = _data(tensor, msgspec.json.decode)
+        return elements.from_json(strings, spec, tensor.shape[0], tensor.parameters)
     if datatype in BINARY_ONLY:
         raise InvalidRequest(f"input {tensor.name} is {datatype}, which JSON cannot carry; send it as binary data")
     needed = math.prod(tensor.shape)
     try:
-        given = np.asarray(tensor.data)
+        given = np.asarray(_data(tensor, _decode_numbers))
         fits = given.dtype.kind in _JSON_KINDS[np.dtype(spec.dtype).kind]
         with np.errstate(over="ignore"):  # to infinity, as every cast
             values = given.astype(numpy_dtype(spec.dtype), casting="unsafe") if fits else None
@@ -286,6 +317,11 @@ def _wanted(request: _Request, outputs: Sequence[TensorSpec]) -> tuple[WantedOut
         return tuple(WantedOutput(spec.name, binary) for spec in outputs)
     places = output_places(((output.name, output.parameters) for output in asked), outputs)
     return tuple(
-        WantedOutput(output.name, bool(output.parameters.get("binary_data", binary)), found.place)
+        WantedOutput(
+            output.name,
+            bool(output.parameters.get("binary_data", binary)),
+            found.place,
+            output.parameters.get(elements.CONTENT_TYPE) == elements.BASE64,
+        )
         for output, found in zip(asked, places, strict=True)
     )

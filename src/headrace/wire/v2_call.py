@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import TransportFailed
-from headrace.tensors import TensorSpec
+from headrace.errors import InvalidRequest, TransportFailed
+from headrace.tensors import BYTES, TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE, TO_DTYPE, numpy_dtype
+from headrace.wire.elements import from_json, objects, pack, split
 
 MOST_DIMENSIONS = 64  # of numpy's arrays
 LARGEST_SIZE = 2**63 - 1
@@ -82,29 +83,30 @@ _answer = msgspec.json.Decoder(_Answer).decode
 
 
 def encode_call(arrays: Sequence[NDArray[Any]], specs: Sequence[TensorSpec], options: CallOptions) -> EncodedCall:
-    """Write a request for these inputs, [rows, *features] each and of the dtypes that travel."""
+    """Write a request for these inputs, [rows, *features] each and of the dtypes that travel; BYTES are objects."""
     parameters: dict[str, object] = {"binary_data_output": True}
     if options.timeout_us:
         parameters["timeout"] = options.timeout_us
     if options.priority:
         parameters["priority"] = options.priority
+    data = [memoryview(pack(array.flat)) if array.dtype == object else _bytes_of(array) for array in arrays]
     inputs = [
         {
             "name": spec.name,
             "shape": list(array.shape),
             "datatype": FROM_DTYPE[spec.dtype],
-            "parameters": {"binary_data_size": array.nbytes},
+            "parameters": {"binary_data_size": len(each)},
         }
-        for array, spec in zip(arrays, specs, strict=True)
+        for array, spec, each in zip(arrays, specs, data, strict=True)
     ]
     head: dict[str, object] = {"inputs": inputs, "parameters": parameters}
     if options.request_id is not None:
         head["id"] = options.request_id
-    return EncodedCall((msgspec.json.encode(head), *map(_bytes_of, arrays)))
+    return EncodedCall((msgspec.json.encode(head), *data))
 
 
 def decode_metadata(body: bytes) -> Tensors:
-    """Read a model's metadata. Raises TransportFailed for what is none, and for datatypes that are no numbers."""
+    """Read a model's metadata. Raises TransportFailed for what is none, and for datatypes that are not known."""
     told = _parsed(_metadata, body, "model metadata")
     return Tensors(inputs=tuple(map(_spec, told.inputs)), outputs=tuple(map(_spec, told.outputs)))
 
@@ -143,7 +145,9 @@ def _require_shape(tensor: _Tensor) -> None:
 
 def _binary(tensor: _Tensor, spec: TensorSpec, tail: memoryview) -> memoryview:
     size = tensor.parameters.get("binary_data_size")
-    needed = math.prod(tensor.shape) * numpy_dtype(spec.dtype).itemsize
+    if spec.is_bytes and type(size) is int and 0 <= size <= len(tail):
+        return tail[:size]
+    needed = 0 if spec.is_bytes else math.prod(tensor.shape) * numpy_dtype(spec.dtype).itemsize
     if size != needed or needed > len(tail):
         raise TransportFailed(
             f"output {tensor.name}, shape {tensor.shape}, is said to have {size} bytes; it needs {needed}, and"
@@ -153,11 +157,24 @@ def _binary(tensor: _Tensor, spec: TensorSpec, tail: memoryview) -> memoryview:
 
 
 def _array(data: Any, tensor: _Tensor, spec: TensorSpec) -> NDArray[Any]:  # noqa: ANN401
+    if spec.is_bytes:
+        return _elements(data, tensor)
     dtype = numpy_dtype(spec.dtype)
     try:
         flat = np.frombuffer(data, dtype) if isinstance(data, memoryview) else np.asarray(data, dtype)
         return flat.reshape(tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
+        raise TransportFailed(f"output {tensor.name}, shape {tensor.shape}: {error}") from error
+
+
+def _elements(data: Any, tensor: _Tensor) -> NDArray[Any]:  # noqa: ANN401
+    """Return elements of BYTES as an array of objects, which are `bytes`."""
+    try:
+        if not isinstance(data, memoryview):
+            spec = TensorSpec(name=tensor.name, dtype=BYTES, features=tuple(tensor.shape[1:]))
+            data = from_json(data, spec, tensor.shape[0], tensor.parameters)
+        return objects([bytes(element) for element in split(data, tensor.name)], tensor.shape)
+    except (InvalidRequest, ValueError, IndexError) as error:
         raise TransportFailed(f"output {tensor.name}, shape {tensor.shape}: {error}") from error
 
 
@@ -184,9 +201,17 @@ def _parsed(parse: Any, body: bytes | memoryview, what: str) -> Any:  # noqa: AN
 
 
 def _spec(tensor: _Tensor) -> TensorSpec:
+    if tensor.datatype == FROM_DTYPE[BYTES]:
+        most = tensor.parameters.get("max_bytes")  # a server of another make does not say it
+        return TensorSpec(
+            name=tensor.name,
+            dtype=BYTES,
+            features=tuple(tensor.shape[1:]),
+            max_bytes=most if type(most) is int else 0,
+        )
     dtype = TO_DTYPE.get(tensor.datatype)
     if dtype is None:
         raise TransportFailed(
-            f"tensor {tensor.name} has datatype {tensor.datatype}; this client knows {', '.join(TO_DTYPE)}"
+            f"tensor {tensor.name} has datatype {tensor.datatype}; this client knows {', '.join(TO_DTYPE)} and BYTES"
         )
     return TensorSpec(name=tensor.name, dtype=dtype, features=tuple(tensor.shape[1:]))

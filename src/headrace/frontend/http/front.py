@@ -76,10 +76,13 @@ class Front:
         minutes (seen: 600 of 1,000 after ten seconds). After a round that left some, as many are taken as short rounds
         would.
         """
-        assert self._listener is not None
         now = self._loop.time()
         most = 1 if self._left_some_at is None else 1 + int((now - self._left_some_at) / ROUND_S)
         self._left_some_at = now
+        self._accept_up_to(most)
+
+    def _accept_up_to(self, most: int) -> None:
+        assert self._listener is not None
         for _ in range(min(most, BACKLOG)):
             try:
                 accepted, _address = self._listener.accept()
@@ -122,12 +125,14 @@ class Front:
         self._shared.stopping = True
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
+            self._accept_up_to(BACKLOG)  # they are told that the server ends
             self._listener.close()
             self._listener = None
 
     async def close(self) -> None:
         """End all connections; a request that has not been answered by now is given up."""
         self.stop_accepting()
+        await asyncio.gather(*self._taking, return_exceptions=True)
         streams = list(self._connections)
         for stream in streams:
             if stream.task is not None:

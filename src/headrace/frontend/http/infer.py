@@ -20,6 +20,7 @@ from headrace.frontend.http.head import header_number
 from headrace.frontend.http.routes import method_not_allowed
 from headrace.frontend.service import InferOptions
 from headrace.wire import v2
+from headrace.wire.elements import least_bytes, place, raw
 
 if TYPE_CHECKING:
     from headrace.control import ServedModel
@@ -88,7 +89,8 @@ class Infer:
         await body.fill(json)
         model = self._model(wanted)
         request = self._decoded(json, body.remaining, header_bytes, model)
-        if self._service.free_share(model.name, model.version) >= AMPLE:
+        fixed = not any(spec.is_bytes for spec in model.inputs)  # others cannot be received into rows as they come
+        if fixed and self._service.free_share(model.name, model.version) >= AMPLE:
             await self._straight(model, request, exchange)
             return
         tail = await body.read()
@@ -120,8 +122,8 @@ class Infer:
     async def _copied(self, model: ServedModel, request: v2.InferRequest, tail: memoryview, exchange: Exchange) -> None:
         with self._service.call(model.name, model.version, request.rows, _options(request, exchange)) as call:
             windows = self._open_regions(model, request, call)
-            for number, data in request.gather(tail, model.inputs).items():
-                call.input(number)[:] = data
+            for number, data in request.gather(tail).items():
+                place(call.input(number), data, model.inputs[number])
             reply = await self._computed(model, request, call, windows, exchange)
         await exchange.send(reply)
 
@@ -131,9 +133,9 @@ class Infer:
         for wanted in request.outputs:
             if wanted.place is not None:
                 spec = next(spec for spec in model.outputs if spec.name == wanted.name)
-                windows[wanted.name] = self._regions.output(wanted.place, request.rows * spec.row_bytes)
-        for number, place in request.regions.items():
-            self._regions.read(place, call.input(number))
+                windows[wanted.name] = self._regions.output(wanted.place, least_bytes(spec, request.rows))
+        for number, region in request.regions.items():
+            self._regions.read_tensor(region, call.input(number), model.inputs[number])
         return windows
 
     async def _computed(
@@ -146,7 +148,7 @@ class Infer:
     ) -> Reply | None:
         """Await the answer; send it from the rows where it is large and they are ample, else return it, copied."""
         await call.answer()
-        outputs = {spec.name: call.output(number) for number, spec in enumerate(model.outputs)}
+        outputs = {spec.name: raw(call.output(number), spec) for number, spec in enumerate(model.outputs)}
         for name, window in windows.items():
             window.write(outputs[name])
         answer = v2.encode(request, model.name, model.version, outputs, model.outputs)

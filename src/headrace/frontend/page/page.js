@@ -111,8 +111,11 @@ class Model {
       told.max_batch_size && `batches of up to ${count(told.max_batch_size)} rows`,
     ];
     if (told.totals && told.totals.restarts) about.push(`backend restarted ${count(told.totals.restarts)} times`);
+    const lost = told.ready && told.engines_ready < told.engines;
+    if (told.engines > 1) about.push(`${count(told.engines_ready)} of ${count(told.engines)} engines`);
     set(this.article, "about", about.filter(Boolean).join(" · "));
-    state(this.article, "ready", told.ready ? "good" : "bad", told.ready ? "ready" : "not ready");
+    const mood = lost ? "waiting" : told.ready ? "good" : "bad";
+    state(this.article, "ready", mood, lost ? "degraded" : told.ready ? "ready" : "not ready");
     if (!told.totals) return;
     this.samples.push({ at, totals: told.totals });
     this.samples = this.samples.filter((sample) => sample.at >= at - HISTORY_S - 1);
@@ -254,17 +257,15 @@ class Model {
   }
 }
 
-function showGpu(gpu) {
-  find(page, "gpu").hidden = !gpu;
-  if (!gpu) return;
+function showGpu(section, gpu) {
   const known = (value, text) => (value === null ? "–" : text(value));
-  set(page, "gpu-name", gpu.name || "GPU");
-  set(page, "gpu-busy", known(gpu.utilization_pct, count));
-  set(page, "gpu-memory", known(gpu.memory_used_bytes, gigabytes));
-  set(page, "gpu-memory-of", known(gpu.memory_total_bytes, (bytes) => `of ${gigabytes(bytes)} GB`));
-  set(page, "gpu-power", known(gpu.power_w, count));
-  set(page, "gpu-power-of", known(gpu.power_limit_w, (watts) => `of ${count(watts)} W`));
-  set(page, "gpu-heat", known(gpu.temperature_c, count));
+  set(section, "gpu-name", gpu.name || "GPU");
+  set(section, "gpu-busy", known(gpu.utilization_pct, count));
+  set(section, "gpu-memory", known(gpu.memory_used_bytes, gigabytes));
+  set(section, "gpu-memory-of", known(gpu.memory_total_bytes, (bytes) => `of ${gigabytes(bytes)} GB`));
+  set(section, "gpu-power", known(gpu.power_w, count));
+  set(section, "gpu-power-of", known(gpu.power_limit_w, (watts) => `of ${count(watts)} W`));
+  set(section, "gpu-heat", known(gpu.temperature_c, count));
 }
 
 function show(told) {
@@ -274,7 +275,9 @@ function show(told) {
     started = told.server.started_ns;
   }
   delete page.dataset.stale;
-  if (!paused) state(page, "state", told.server.ready ? "good" : "bad", told.server.ready ? "Ready" : "Not ready");
+  const lost = told.server.ready && told.server.degraded;
+  const mood = lost ? "waiting" : told.server.ready ? "good" : "bad";
+  if (!paused) state(page, "state", mood, lost ? "Degraded" : told.server.ready ? "Ready" : "Not ready");
   set(page, "version", told.server.version);
   set(page, "uptime", age(told.server.uptime_s));
   set(page, "frontends", count(told.server.frontends));
@@ -290,7 +293,15 @@ function show(told) {
     if (!models.has(key)) models.set(key, new Model(key));
     models.get(key).show(model, told.at_ns / 1e9);
   }
-  showGpu(told.gpu);
+  const sections = [...find(page, "gpus").children];
+  sections.slice(told.gpus.length).forEach((section) => section.remove());
+  told.gpus.forEach((gpu, index) => {
+    if (!sections[index]) {
+      sections[index] = find(document, "gpu").content.cloneNode(true).firstElementChild;
+      find(page, "gpus").append(sections[index]);
+    }
+    showGpu(sections[index], gpu);
+  });
 }
 
 async function ask() {

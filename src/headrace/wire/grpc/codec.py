@@ -6,6 +6,7 @@ Inference Protocol (gRPC) and Triton's shared memory extension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from google.protobuf.message import DecodeError
 from headrace.errors import InvalidRequest
 from headrace.tensors import TensorSpec
 from headrace.wire.datatypes import FROM_DTYPE, numpy_dtype
+from headrace.wire.elements import pack
 from headrace.wire.grpc import frame
 from headrace.wire.grpc import inference_pb2 as pb
-from headrace.wire.match import OutputPlace, common_rows, matched, output_places, require_bytes
+from headrace.wire.match import OutputPlace, common_rows, matched, output_places, packed_bytes
 from headrace.wire.places import BYTE_SIZE, OFFSET, REGION, RegionPlace, region_place
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _CONTENTS = {  # of a datatype: the list that holds its elements; FP16 and BF16 
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }
 
 
@@ -120,7 +123,7 @@ def encode(
 ) -> Response:
     """Write the response: `outputs` are raw bytes of all of the model's outputs, of `request.rows` rows each.
 
-    They are copied when the response's bytes are asked for.
+    Those of BYTES are packed. They are copied when the response's bytes are asked for.
     """
     response = pb.ModelInferResponse(model_name=model, model_version=version, id=request.id)
     raw: list[bytes | memoryview] = []
@@ -167,7 +170,6 @@ def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memory
     taken = 0
     for tensor in parsed.message.inputs:
         spec = specs[tensor.name]
-        needed = tensor.shape[0] * spec.row_bytes
         place = region_place(f"input {tensor.name}", _values(tensor.parameters))
         if tensor.HasField("contents") and (parsed.raw or place):
             raise InvalidRequest(
@@ -175,7 +177,7 @@ def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memory
                 " data once, and all of a request's tensors raw or none"
             )
         if place is not None:
-            require_bytes(tensor, place.byte_size, needed, REGION)
+            packed_bytes(tensor, spec, place.byte_size, REGION)
             yield place
         elif parsed.raw:
             data = next(raw, None)
@@ -185,28 +187,30 @@ def _tensors(parsed: Parsed, specs: Mapping[str, TensorSpec]) -> Iterator[memory
                     " is not in shared memory needs one"
                 )
             taken += 1
-            require_bytes(tensor, len(data), needed, "raw_input_contents")
+            packed_bytes(tensor, spec, len(data), "raw_input_contents")
             yield data
         else:
-            yield _from_contents(tensor, spec, needed)
+            yield _from_contents(tensor, spec)
     if taken != len(parsed.raw):
         raise InvalidRequest(f"there are {len(parsed.raw)} raw_input_contents for {taken} inputs; send one for each")
 
 
-def _from_contents(tensor: InputTensor, spec: TensorSpec, needed: int) -> memoryview:
+def _from_contents(tensor: InputTensor, spec: TensorSpec) -> memoryview:
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
         raise InvalidRequest(f"input {tensor.name} is {tensor.datatype}, which contents cannot carry; send it raw")
-    dtype = numpy_dtype(spec.dtype)
     others = [descriptor.name for descriptor, _ in tensor.contents.ListFields() if descriptor.name != field]
     if others:
         raise InvalidRequest(f"input {tensor.name} is {tensor.datatype} and has {others[0]}; send {field}")
     given = getattr(tensor.contents, field)
-    if len(given) * dtype.itemsize != needed:
+    needed = math.prod(tensor.shape)
+    if len(given) != needed:
         raise InvalidRequest(
-            f"input {tensor.name} has {len(given)} values in {field}; its shape {list(tensor.shape)} needs"
-            f" {needed // dtype.itemsize}"
+            f"input {tensor.name} has {len(given)} values in {field}; its shape {list(tensor.shape)} needs {needed}"
         )
+    if spec.is_bytes:
+        return memoryview(pack(given))
+    dtype = numpy_dtype(spec.dtype)
     listed: np.ndarray[Any, np.dtype[Any]] = np.asarray(given[:], _ELEMENTS[field])
     values = listed.astype(dtype)
     if dtype.kind in "iu" and (values != listed).any():

@@ -1,0 +1,1 @@
+"""One page that says what runs showed, made from their raw files alone."""
