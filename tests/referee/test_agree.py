@@ -74,6 +74,11 @@ def test_in_a_closed_loop_stamps_at_sending_are_no_reason():
     assert sentence.endswith("(1.5 times)")
 
 
+def test_a_burst_waits_for_connections_before_it_is_sent():
+    (sentence,) = sentences(found(LOADGEN, from_send=spread(p99=0.04), own_cost=None), case=BY_NAME["Offline"])
+    assert sentence.endswith("ours sends when a connection is free, and the wait for one is before that")
+
+
 def test_what_our_adapter_costs_is_named_beside_loadgens_times():
     (sentence,) = sentences(found(LOADGEN, from_send=spread(p50=0.011), own_cost=spread(p50=0.001, p99=0.003)))
     assert "1 ms (p50) to 3 (p99) are our adapter's" in sentence

@@ -17,7 +17,7 @@ from headrace.referee.report import Report
 from headrace.referee.run import Asking, Tools, find_tools, referee
 from tests.target.running import Silent
 
-LAW = "null://fixed?service=20ms"  # long beside what a busy machine adds
+LAW = "null://fixed?service=40ms"  # long beside what a busy machine adds
 ROOM = 0.25
 
 
@@ -34,7 +34,7 @@ def run(folder, url, *only, tools=None, **settings):
     asking = Asking(
         target=TargetConfig(url=url),
         tools=tools or find_tools(("loadgen",), None),
-        settings=Settings(**({"duration_s": 1.5, "rate": 25} | settings)),
+        settings=Settings(**({"duration_s": 1.5, "rate": 8} | settings)),
         only=only,
     )
     return referee(asking, folder / "out", ("headrace", "referee"), Silent(), overwrite=False)
@@ -48,7 +48,7 @@ def test_single_stream_and_server_agree_with_the_truth(tmp_path):
         assert [each.error for each in (ours, loadgen, again)] == [None] * 3
         for each in (ours, loadgen, again):
             assert each.from_schedule.p50 == pytest.approx(truth.from_schedule.p50, rel=ROOM)
-            assert each.from_send.p50 >= 0.02
+            assert each.from_send.p50 >= 0.04
         assert loadgen.printed.mean == pytest.approx(loadgen.from_schedule.mean, rel=0.01)
         assert loadgen.own_cost.p50 < 0.25 * ours.from_send.p50
     assert server.of(OURS).requests == server.of(LOADGEN).requests == server.of(TRUTH).requests
@@ -70,11 +70,11 @@ def test_the_plan_of_loadgen_is_kept_by_ours_to_the_nanosecond(tmp_path):
 def test_multi_stream_and_offline_count_samples(tmp_path):
     report = run(tmp_path, LAW, "MultiStream", "Offline", samples=4, rate=20)
     multi, offline = report.cases
-    assert multi.of(TRUTH).throughput == pytest.approx(200)
+    assert multi.of(TRUTH).throughput == pytest.approx(100, rel=0.03)
     for tool in (OURS, LOADGEN):
-        assert multi.of(tool).throughput == pytest.approx(200, rel=ROOM)
+        assert multi.of(tool).throughput == pytest.approx(100, rel=ROOM)
         assert offline.of(tool).requests == 30
-        assert offline.of(tool).throughput == pytest.approx(50, rel=ROOM)
+        assert offline.of(tool).throughput == pytest.approx(25, rel=ROOM)
 
 
 def test_the_folder_has_records_logs_and_a_page(tmp_path):

@@ -115,19 +115,29 @@ def _mean(found: Found) -> Iterator[str]:
 
 
 def _because(case: Case, found: Found, basis: Basis, names: Sequence[str]) -> str:
-    """Return the reason of a disagreement, where it is known."""
-    if found.tool == TRUTH:
-        return "; ours has the way between two processes in it, and what else the machine does"
-    if found.tool == LOADGEN and found.own_cost is not None:
-        cost = found.own_cost
-        return f"; of its times {cost.p50 * 1e3:.3g} ms (p50) to {cost.p99 * 1e3:.3g} (p99) are our adapter's"
-    if found.tool not in (PERF_ANALYZER, WAITING) or not case.is_open:
-        return ""
-    if basis == "printed" and names == ["throughput"]:
-        return "; it counts in windows"
-    if found.tool == WAITING:
-        return "; each of its threads waits for an answer before it sends again, and its clock starts at sending"
-    return "; it stamps at sending, and does not say how late that was" if basis == "printed" else ""
+    """Return the reason of a disagreement, where it is known: the first that applies."""
+    cost = found.own_cost
+    open_analyzer = case.is_open and found.tool in (PERF_ANALYZER, WAITING)
+    reasons = (
+        (
+            case.load.kind == "burst" and basis == "from send",
+            "ours sends when a connection is free, and the wait for one is before that",
+        ),
+        (found.tool == TRUTH, "ours has the way between two processes in it, and what else the machine does"),
+        (
+            found.tool == LOADGEN and cost is not None,
+            f"of its times {cost.p50 * 1e3:.3g} ms (p50) to {cost.p99 * 1e3:.3g} (p99) are our adapter's"
+            if cost
+            else "",
+        ),
+        (open_analyzer and basis == "printed" and names == ["throughput"], "it counts in windows"),
+        (
+            open_analyzer and found.tool == WAITING,
+            "each of its threads waits for an answer before it sends again, and its clock starts at sending",
+        ),
+        (open_analyzer and basis == "printed", "it stamps at sending, and does not say how late that was"),
+    )
+    return next((f"; {text}" for applies, text in reasons if applies), "")
 
 
 def show(name: str, value: float) -> str:

@@ -28,8 +28,9 @@ SLACK_S = 60.0  # beyond three times its windows, for its start and its end
 WINDOWS = 3  # it reports after three windows that agree,
 ANY_SPREAD = "1000000000"  # in percent: here any three do
 WINDOW_SHARE = 1.2  # a window is so much longer than it is told to be (measured with 2.48)
-MOST_EXPORTED = 100_000_000  # bytes: it writes all tensors of every request into its export, escaped
+MOST_EXPORTED = 300_000_000  # bytes: it writes the tensors of every request into its export, escaped
 ESCAPED = 6  # bytes of the export for a byte of a tensor, at most
+LEAST_EXPORTED = 12_000  # bytes of a request, answer and all
 EXPORT, CSV, LOG, INTERVALS = "export.json", "report.csv", "log.txt", "intervals.txt"
 REMEDY = (
     "pip install --no-deps --target DIR tritonclient==2.48.0 nvidia-cuda-runtime-cu12==12.9.79 and, on Debian,"
@@ -107,14 +108,14 @@ class Asked:
     load: LoadConfig
     samples: int  # rows of a request
     duration_s: float
-    payload_bytes: float
+    payload_bytes: float  # that it exports: inputs of float32 it leaves out
     requests: int  # about so many it will send
     wait: bool = False  # its default for HTTP: a thread waits for each answer
 
     @property
     def exports(self) -> bool:
         """Tell whether what it writes of each request stays within bounds."""
-        return self.requests * self.payload_bytes * ESCAPED < MOST_EXPORTED
+        return self.requests * (LEAST_EXPORTED + self.payload_bytes * ESCAPED) < MOST_EXPORTED
 
 
 def options(asked: Asked, offsets_ns: Sequence[int] | None, folder: Path) -> list[str]:
