@@ -1,24 +1,29 @@
 """Real runs of the referee against null servers: short, and held to what a busy machine allows."""
 
 import json
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.config import TargetConfig
+from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import InvalidOption
-from headrace.referee.cases import AGAIN, LOADGEN, OURS, PERF_ANALYZER, TRUTH, WAITING, Settings
-from headrace.referee.perf_analyzer import find
+from headrace.referee.cases import AGAIN, LOADGEN, OURS, PERF_ANALYZER, TRUTH, WAITING, Settings, cases
+from headrace.referee.perf_analyzer import PerfAnalyzer, find
 from headrace.referee.report import Report
-from headrace.referee.run import Asking, Tools, find_tools, referee
+from headrace.referee.run import Asking, Tools, _wrong_rows, find_tools, referee
+from tests import commands
+from tests.target import running as target
 from tests.target.running import Silent
 
 LAW = "null://fixed?service=40ms"  # long beside what a busy machine adds
 ROOM = 0.25
+BY_NAME = {case.name: case for case in cases(Settings())}
 
 
 def perf_analyzer():
@@ -137,3 +142,36 @@ def test_missing_tools_are_said_with_their_remedies(monkeypatch):
 def test_a_binary_that_is_named_must_be_there(tmp_path):
     with pytest.raises(InvalidOption, match="is not at"):
         find_tools(None, Path(tmp_path / "none"))
+
+
+def asking(url, *, tools, **settings):
+    return Asking(target=TargetConfig(url=url, model="null"), tools=tools, settings=Settings(**settings))
+
+
+def test_a_server_by_its_url_has_no_truth_and_every_tool(tmp_path):
+    pytest.importorskip("mlperf_loadgen")
+    analyzer = perf_analyzer()
+    with commands.start("null-server", "--law", LAW, "--port", 0, cwd=tmp_path) as process:
+        address = re.search(r"http://([\d.:]+)/", process.stderr.readline())[1]
+        tools = replace(find_tools(("loadgen",), None), perf_analyzer=analyzer)
+        made = replace(asking(f"http://{address}", tools=tools, duration_s=1.5, samples=2), only=("MultiStream",))
+        (judged,) = referee(made, tmp_path / "out", (), Silent(), overwrite=False).cases
+    tools = [OURS, LOADGEN, *([PERF_ANALYZER] if analyzer else []), AGAIN]
+    assert [found.tool for found in judged.found] == tools
+    assert [found.error for found in judged.found] == [None] * len(tools)
+    for found in judged.found:
+        assert found.throughput == pytest.approx(50, rel=ROOM)
+
+
+def test_what_a_server_cannot_be_asked_is_every_tools_error(tmp_path):
+    tools = Tools(loadgen=None, perf_analyzer=PerfAnalyzer(tmp_path, "1"))
+    made = replace(asking("http://127.0.0.1:9", tools=tools), only=("SingleStream",))
+    (judged,) = referee(made, tmp_path / "out", (), Silent(), overwrite=False).cases
+    assert "no server answers there" in judged.of(OURS).error
+    assert judged.of(PERF_ANALYZER).error == "not run, since our own run does not count"
+
+
+def test_rows_that_the_model_fixes_are_no_multi_stream(tmp_path):
+    outcome = target.measure(tmp_path, LAW, LoadConfig(kind="burst", num_iters=3), rows=2)
+    assert _wrong_rows(BY_NAME["SingleStream"], outcome) == "the model takes requests of 2 rows, and this load has 1"
+    assert _wrong_rows(replace(BY_NAME["MultiStream"], samples=2), outcome) is None

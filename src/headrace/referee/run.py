@@ -117,11 +117,17 @@ def referee(asking: Asking, output_dir: Path, command: Sequence[str], watcher: W
             model=asking.target.model or MODEL,
             settings=asking.settings,
             cases=judged,
-            notes=asking.tools.missing,
+            notes=(*asking.tools.missing, *_left_out(asking)),
         )
         (folder / JSON_NAME).write_bytes(encode(report))
         (folder / PAGE_NAME).write_text(page(report))
     return report
+
+
+def _left_out(asking: Asking) -> list[str]:
+    if asking.target.scheme != "grpc":
+        return []
+    return ["over gRPC there is no mlcommons-loadgen, which is driven over our HTTP connections, and no --sync"]
 
 
 class _Bout:
@@ -129,7 +135,11 @@ class _Bout:
 
     def __init__(self, asking: Asking, case: Case, folder: Path, watcher: Watcher) -> None:
         self._asking, self._case, self._folder, self._watcher = asking, case, folder, watcher
-        self._target = replace(asking.target, label=case.folder)
+        shapes = {
+            name: (case.samples, *shape[1:]) if case.samples > 1 else shape
+            for name, shape in asking.target.shapes.items()
+        }
+        self._target = replace(asking.target, label=case.folder, shapes=shapes)
         self._is_null = asking.target.scheme == "null"
         folder.mkdir()
 
@@ -207,15 +217,18 @@ class _Bout:
         except HeadraceError as error:
             return Found(tool=LOADGEN, error=str(error)), None
         _keep_trace(requests, logs)
-        found = of_requests(LOADGEN, requests, printed=printed, facts={"version": self._asking.tools.loadgen or ""})
-        found = replace(found, error=outcome.summary.error, own_cost=_own_cost(requests, outcome))
-        return found, requests
+        facts = {"version": self._asking.tools.loadgen or ""}
+        failed = outcome.summary.error or _wrong_rows(case, outcome)
+        if failed is not None:
+            return Found(tool=LOADGEN, requests=len(requests.issued), error=failed, facts=facts), requests
+        found = of_requests(LOADGEN, requests, printed=printed, facts=facts)
+        return replace(found, own_cost=_own_cost(requests, outcome)), requests
 
     def _perf_analyzer(self, case: Case, tool: str, ours: tuple[Found, Outcome | None]) -> Found:
         analyzer, outcome = self._asking.tools.perf_analyzer, ours[1]
         assert analyzer is not None
-        if outcome is None or outcome.summary.target is None:
-            return Found(tool=tool, error="not run, since our own run found no server")
+        if ours[0].error is not None or outcome is None or outcome.summary.target is None:
+            return Found(tool=tool, error="not run, since our own run does not count")
         self._watcher.stage(f"{case.name}: {tool}")
         with ExitStack() as open_things:
             url = self._null_server(open_things) if self._is_null else self._target.url
@@ -251,11 +264,20 @@ def _exported_bytes(target: TargetFacts) -> float:
 def _found(tool: str, case: Case, outcome: Outcome) -> Found:
     """Return what a run of ours found; its numbers stay out where it does not count."""
     records = outcome.records[outcome.records["phase"] == PHASES.index("measured")]
-    if outcome.summary.error is not None:
-        return Found(tool=tool, requests=len(records), error=outcome.summary.error)
+    error = outcome.summary.error or _wrong_rows(case, outcome)
+    if error is not None:
+        return Found(tool=tool, requests=len(records), error=error)
     order = np.argsort(records["scheduled_ns"], kind="stable")
     issued, completed, scheduled = (records[f"{name}_ns"][order] for name in ("issued", "completed", "scheduled"))
     return of_requests(tool, Requests(issued, completed, scheduled, case.samples))
+
+
+def _wrong_rows(case: Case, outcome: Outcome) -> str | None:
+    """Say if requests have other rows than the load wants: a model may fix their number."""
+    rows = sorted(set(outcome.records["rows"].tolist()))
+    if rows == [case.samples]:
+        return None
+    return f"the model takes requests of {', '.join(map(str, rows))} rows, and this load has {case.samples}"
 
 
 def _own_cost(requests: Requests, outcome: Outcome) -> Distribution | None:
