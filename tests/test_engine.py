@@ -16,6 +16,7 @@ from headrace.errors import (
     InvalidRequest,
     ModelError,
 )
+from headrace.model.described import Bytes, Described
 
 WAIT_S = 60
 
@@ -275,6 +276,12 @@ def test_the_callers_model_is_left_as_it_was():
 def test_what_cannot_start_says_why(make, error, message):
     with pytest.raises(error, match=message):
         make().start()
+
+
+def test_a_model_whose_steps_it_would_leave_out_is_refused():
+    described = Described(torch.nn.Linear(2, 1), example={"x": b"12"}, inputs={"x": Bytes(max_bytes=8)}, preprocess=len)
+    with pytest.raises(InvalidOption, match="only headrace serve runs"):
+        Engine(described, torch.randn(1, 2)).start()
 
 
 def test_the_package_names_what_it_offers():

@@ -116,7 +116,7 @@ SERVERS = {
             command=_headrace,
             packages=("headrace", "torch"),
             workers=4,
-            frontends=8,
+            frontends=6,
             tells=False,
         ),
         LITSERVE,

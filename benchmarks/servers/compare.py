@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import report
 from catalog import SERVERS, Server
 from load import largest_error
 from settings import VARIABLE, Settings
 from tree import Sample, Tree, cores
 
+import report
 from headrace import nvml
 from headrace.bench import environment
 from headrace.bench.answers import tolerance
@@ -376,7 +376,7 @@ def parser() -> argparse.ArgumentParser:
     add("--warmup", type=float, default=1.0, metavar="S", help="before it, of the same load")
     add("--drain", type=float, default=5.0, metavar="S", help="after it, for what is under way")
     add("--repeats", type=int, default=1, metavar="N")
-    add("--client-processes", type=int, default=max(1, min(4, len(os.sched_getaffinity(0)) // 4)), metavar="N")
+    add("--client-processes", type=int, default=max(1, min(8, len(os.sched_getaffinity(0)) // 2)), metavar="N")
     add("--start-timeout", type=float, default=180.0, metavar="S")
     add("--deadline", type=float, default=3600.0, metavar="S", help="the whole comparison ends before")
     return found

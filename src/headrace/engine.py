@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from headrace.errors import EngineStopped
+from headrace.model.described import require_no_steps
 from headrace.model.optimise import Normalise
 from headrace.model.shapes import DynamicDim
 from headrace.pipeline.assembly import EngineConfig, EngineReport, Running, start
@@ -73,6 +74,7 @@ class Engine:
     def start(self) -> None:
         """Prepare the model and the lanes. Raises ModelError, DeviceUnavailable, InvalidOption."""
         if self._running is None:
+            require_no_steps(self._model)
             with ExitStack() as stack:
                 self._running = start(self._model, self._example, self._config, stack)
                 self._stack = stack.pop_all()

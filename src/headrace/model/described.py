@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headrace.errors import ModelError
+from headrace.errors import InvalidOption, ModelError
 
 MOST_BYTES = 1 << 30  # of an element
 MOST_ROWS = 65536  # of a batch
@@ -114,3 +114,12 @@ class Described(nn.Module):
             raise ModelError(f"max_batch_size is {self.max_batch_size}; it must be 1 to {MOST_ROWS}")
         if self.max_queue_delay_us < 0:
             raise ModelError(f"max_queue_delay_us is {self.max_queue_delay_us}; it cannot be negative")
+
+
+def require_no_steps(model: nn.Module) -> None:
+    """Raise InvalidOption for a model with steps of its own on the host: only `headrace serve` runs them."""
+    if isinstance(model, Described) and model.has_steps:
+        raise InvalidOption(
+            "the model has steps of its own on the host (preprocess, postprocess), which only headrace serve runs; give"
+            " its network alone, or serve it with headrace serve"
+        )

@@ -21,6 +21,7 @@ from headrace.engine import Engine, EngineConfig
 from headrace.errors import DeadlineExceeded, HeadraceError, InvalidOption, UnknownModel
 from headrace.frontend.link import ModelFailed
 from headrace.model.checkpoint import ensure_checkpoint
+from headrace.model.described import require_no_steps
 from headrace.model.load import load_source
 from headrace.model.optimise import accuracy_rows
 from headrace.model.source import resolve
@@ -48,12 +49,16 @@ def described(source: str, options: Mapping[str, Any]) -> ServedModelConfig:
 
 
 def start_engine(served: ServedModelConfig, tell: Callable[[str], None]) -> Engine:
-    """Load the model and return its engine, warm. Raises ModelError, CheckpointError, DeviceUnavailable."""
+    """Load the model and return its engine, warm.
+
+    Raises ModelError, CheckpointError, DeviceUnavailable, InvalidOption.
+    """
     source = resolve(served.model.name)
     checkpoint = ensure_checkpoint(served.model, tell) if source.kind == "torchvision" else None
     path = Path(checkpoint.path) if checkpoint else None
     plain = replace(served.model, compile=False)  # the engine compiles
     model = load_source(source, plain, path, torch.device("cpu"), lambda _: None)
+    require_no_steps(model)
     if served.model.precision in ("int8", "fp8"):
         example = source.more_inputs(served.image_size, accuracy_rows(served.model.precision))
     else:
