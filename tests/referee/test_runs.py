@@ -11,6 +11,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+from headrace.bench.summary import load_summary
 from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import InvalidOption
 from headrace.referee.cases import AGAIN, LOADGEN, OURS, PERF_ANALYZER, TRUTH, WAITING, Settings, cases
@@ -70,6 +71,7 @@ def test_the_plan_of_loadgen_is_kept_by_ours_to_the_nanosecond(tmp_path):
     mine = measured.column("scheduled_ns").to_numpy()
     assert (plan == theirs - theirs[0]).all()
     assert (mine - mine[0] == plan).all()
+    assert load_summary(folder / "headrace").options.load.arrivals == Path("../arrivals.parquet")
 
 
 def test_multi_stream_and_offline_count_samples(tmp_path):

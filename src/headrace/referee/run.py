@@ -20,7 +20,7 @@ from headrace.bench.crew import Crew
 from headrace.bench.output import output_folder
 from headrace.bench.record import PHASES
 from headrace.bench.stats import Distribution
-from headrace.bench.summary import TargetFacts, encode
+from headrace.bench.summary import FILE_NAME, RunSummary, TargetFacts, encode
 from headrace.config import InputConfig, RunConfig, TargetConfig
 from headrace.errors import HeadraceError, InvalidOption, OutputError
 from headrace.referee import loadgen_log, perf_analyzer
@@ -192,7 +192,12 @@ class _Bout:
             target=self._target,
         )
         files = Files(output_dir=self._folder / name, calibration=self._folder / "none.json")
-        return run_target(config, files, ("headrace", "referee"), self._watcher, sender or Sender())
+        outcome = run_target(config, files, ("headrace", "referee"), self._watcher, sender or Sender())
+        if case.load.arrivals is None:
+            return outcome
+        summary = _beside(outcome.summary, Path("..") / case.load.arrivals.name)
+        (files.output_dir / FILE_NAME).write_bytes(encode(summary))
+        return replace(outcome, summary=summary)
 
     def _loadgen(self) -> tuple[Found, Requests | None]:
         """Run LoadGen; its times are those of its own trace."""
@@ -254,6 +259,12 @@ class _Bout:
         entry = "headrace.target.null_server:run_null_server"
         member = crew.start("null server", entry, lambda report: NullJob(law=law, report=report))
         return f"http://127.0.0.1:{crew.expect(member, Listening, START_TIMEOUT_S).port}"
+
+
+def _beside(summary: RunSummary, arrivals: Path) -> RunSummary:
+    """Name the plan by where it lies beside the run: the folder is written under another name, and may be moved."""
+    load = replace(summary.options.load, arrivals=arrivals)
+    return replace(summary, options=replace(summary.options, load=load))
 
 
 def _exported_bytes(target: TargetFacts) -> float:
