@@ -68,6 +68,14 @@ def test_stamps_of_an_asynchronous_tool_are_named_where_only_the_schedule_differ
     assert sentence.endswith("it stamps at sending, and does not say how late that was")
 
 
+def test_stamps_at_sending_are_no_reason_where_the_times_from_sending_differ_too():
+    quick = spread(p50=0.005)
+    tool = found(PERF_ANALYZER, from_schedule=None, from_send=quick, printed=printed_of(quick))
+    _, printed = sentences(tool)
+    assert printed.startswith(f"{PERF_ANALYZER}, printed: p50 5 ms")
+    assert "stamps" not in printed
+
+
 def test_in_a_closed_loop_stamps_at_sending_are_no_reason():
     tool = found(PERF_ANALYZER, from_schedule=None, from_send=spread(p99=0.03))
     (sentence,) = sentences(tool, case=BY_NAME["SingleStream"])

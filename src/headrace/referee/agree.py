@@ -83,7 +83,8 @@ def _of_tool(judged: Judged, case: Case, found: Found, threshold: float) -> Iter
         if names:
             numbers = ", ".join(_against(judged, found, basis, name) for name in names)
             how = "" if basis == "computed" else f", {basis}"
-            yield f"{found.tool}{how}: {numbers}{_because(case, found, basis, names)}"
+            sent_alike = not any(_differs(judged, found, "from send", name, threshold) for name in names)
+            yield f"{found.tool}{how}: {numbers}{_because(case, found, basis, names, sent_alike=sent_alike)}"
     yield from _mean(found)
 
 
@@ -114,7 +115,7 @@ def _mean(found: Found) -> Iterator[str]:
         )
 
 
-def _because(case: Case, found: Found, basis: Basis, names: Sequence[str]) -> str:
+def _because(case: Case, found: Found, basis: Basis, names: Sequence[str], *, sent_alike: bool) -> str:
     """Return the reason of a disagreement, where it is known: the first that applies."""
     cost = found.own_cost
     open_analyzer = case.is_open and found.tool in (PERF_ANALYZER, WAITING)
@@ -135,7 +136,10 @@ def _because(case: Case, found: Found, basis: Basis, names: Sequence[str]) -> st
             open_analyzer and found.tool == WAITING,
             "each of its threads waits for an answer before it sends again, and its clock starts at sending",
         ),
-        (open_analyzer and basis == "printed", "it stamps at sending, and does not say how late that was"),
+        (
+            open_analyzer and basis == "printed" and sent_alike,
+            "it stamps at sending, and does not say how late that was",
+        ),
     )
     return next((f"; {text}" for applies, text in reasons if applies), "")
 
