@@ -17,6 +17,7 @@ from rich.markdown import Markdown
 
 from headrace import (
     __version__,
+    capacity_options,
     deployment_text,
     limits_options,
     options,
@@ -24,6 +25,7 @@ from headrace import (
     referee_options,
     serve_options,
     target_options,
+    tune_options,
 )
 from headrace.bench import calibration, columns, limits_run, limits_tables, present, run
 from headrace.bench.classify import classify_config, read_labels
@@ -40,6 +42,10 @@ from headrace.referee.run import referee
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
+from headrace.search import capacity_report, tune_report
+from headrace.search.find import find_capacity, find_options
+from headrace.search.measure import Place
+from headrace.search.progress import SearchProgress
 from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
@@ -247,6 +253,45 @@ def _referee(args: argparse.Namespace, screen: Screen) -> None:
         screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     files = f"{referee_report.JSON_NAME}, {referee_report.PAGE_NAME}"
     screen.out.print(f"files: {output_dir}/ ({files}, and a folder for each load)", highlight=False, soft_wrap=True)
+
+
+def _add_capacity(parser: argparse.ArgumentParser) -> None:
+    capacity_options.add_capacity_options(parser)
+    parser.set_defaults(command=_capacity, interrupted="the runs that ended stay in the folder")
+
+
+def _capacity(args: argparse.Namespace, screen: Screen) -> None:
+    config = capacity_options.run_config(args)
+    how = capacity_options.search_config(args, config)
+    folder = args.output_dir or options.default_output_dir("capacity-" + config.experiment.replace("/", "-"))
+    place = Place(folder=folder, command=("headrace", *sys.argv[1:]), calibration=args.calibration)
+    with SearchProgress(screen.err) as progress:
+        report = find_capacity(config, how, place, progress, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        _print_page(capacity_report.page(report), screen)
+        screen.tell(f"files: {folder}/ ({capacity_report.FILE_NAME}, {capacity_report.PAGE_NAME}, trials/)")
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    tune_options.add_tune_options(parser)
+    parser.set_defaults(command=_tune, interrupted="the runs that ended stay in the folder")
+
+
+def _tune(args: argparse.Namespace, screen: Screen) -> None:
+    config, configure = tune_options.tune_config(args), tune_options.configurer(args)
+    configure(next(config.space.choices()))  # refused here, before anything is written
+    folder = args.output_dir or options.default_output_dir("tune")
+    place = Place(folder=folder, command=("headrace", *sys.argv[1:]))
+    with SearchProgress(screen.err) as progress:
+        report = find_options(configure, config, place, progress, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(report).decode())
+    else:
+        _print_page(tune_report.page(report), screen)
+        deployment = folder / tune_report.DEPLOYMENT_NAME
+        screen.tell(f"files: {folder}/; serve the winner with: headrace serve --config {deployment}")
 
 
 def measure(config: RunConfig, files: run.RunFiles, screen: Screen) -> RunSummary:
@@ -529,6 +574,14 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         "print the server that file, environment and options describe, and where each value is from",
     ),
     "bench": (_add_bench, "measure one design, or any server by its URL, once"),
+    "capacity": (
+        _add_capacity,
+        "find the highest rate at which the p99 of a design or a server stays within a bound, and latency below it",
+    ),
+    "tune": (
+        _add_tune,
+        "find the options of the lanes that answer most within a latency bound, and write a deployment of them",
+    ),
     "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
     "referee": (_add_referee, "measure one server under several load generators, and say where they disagree"),
     "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),

@@ -49,6 +49,17 @@ MODEL_HELP = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
+    add_source_options(group)
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="tf32",
+        help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute"
+        " in 16 bits, int8 and fp8 large linear layers in 8, with --design lanes (default: tf32)",
+    )
+
+
+def add_source_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="resnet18", metavar="NAME", help=f"{MODEL_HELP} (default: resnet18)")
     group.add_argument(
         "--model-dir", type=Path, default=Path(), metavar="DIR", help="where checkpoints lie (default: .)"
@@ -58,13 +69,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="fetch a missing torchvision checkpoint; without it, or offline, seeded random weights serve",
-    )
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="tf32",
-        help="of float32 convolutions: tf32 may round them (PyTorch's default), float32 may not; bf16 and fp16 compute"
-        " in 16 bits, int8 and fp8 large linear layers in 8, with --design lanes (default: tf32)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
@@ -89,6 +93,11 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         help=f"measured requests (default: {NUM_ITERS}; {NUM_ITERS_CPU} on the CPU)",
     )
     add_arrival_options(group)
+    add_payload_options(group)
+
+
+def add_payload_options(group: argparse._ArgumentGroup) -> None:
+    """Add what is said of requests whatever the load."""
     group.add_argument(
         "--warmup-iters",
         type=int,
