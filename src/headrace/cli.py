@@ -23,6 +23,7 @@ from headrace import (
     options,
     plan_options,
     ray_options,
+    referee_options,
     serve_options,
     target_options,
     tune_options,
@@ -41,6 +42,8 @@ from headrace.planning import picture
 from headrace.planning import tables as plan_tables
 from headrace.planning.observe import read_runs
 from headrace.planning.plan import CapacityPlan, make_plan
+from headrace.referee import report as referee_report
+from headrace.referee.run import referee
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
@@ -232,6 +235,29 @@ def _calibrate(args: argparse.Namespace, screen: Screen) -> None:
     for table in live.calibration_tables(made):
         screen.out.print(table)
     screen.out.print(f"file: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _add_referee(parser: argparse.ArgumentParser) -> None:
+    referee_options.add_referee_options(parser)
+    parser.set_defaults(command=_referee)
+
+
+def _referee(args: argparse.Namespace, screen: Screen) -> None:
+    asking = referee_options.asking(args)
+    output_dir = args.output_dir or options.default_output_dir("referee")
+    with live.LiveWatcher(screen.err) as watcher:
+        made = referee(asking, output_dir, ("headrace", *sys.argv[1:]), watcher, overwrite=args.overwrite)
+    if args.json:
+        sys.stdout.write(encode(made).decode())
+        return
+    for judged, table in zip(made.cases, referee_report.tables(made), strict=True):
+        screen.out.print(table)
+        for sentence in judged.disagreements:
+            screen.out.print(f"disagreement: {sentence}", style="yellow", highlight=False, markup=False)
+    for note in made.notes:
+        screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+    files = f"{referee_report.JSON_NAME}, {referee_report.PAGE_NAME}"
+    screen.out.print(f"files: {output_dir}/ ({files}, and a folder for each load)", highlight=False, soft_wrap=True)
 
 
 def _add_capacity(parser: argparse.ArgumentParser) -> None:
@@ -589,6 +615,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         "find the options of the lanes that answer most within a latency bound, and write a deployment of them",
     ),
     "calibrate": (_add_calibrate, "measure what the harness itself is worth here, against a server of known law"),
+    "referee": (_add_referee, "measure one server under several load generators, and say where they disagree"),
     "null-server": (_add_null_server, "serve a known law over HTTP, to try load generators against"),
     "sweep": (
         _add_sweep,

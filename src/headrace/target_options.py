@@ -96,7 +96,7 @@ def target_run_config(args: argparse.Namespace) -> RunConfig:
             version=args.model_version,
             generators=args.generators,
             label=args.label,
-            shapes=dict(map(_shape, args.shape)),
+            shapes=dict(map(parse_shape, args.shape)),
             int_range=(args.int_range[0], args.int_range[1]),
             distinct=args.distinct,
             same_input=args.same_input,
@@ -112,7 +112,8 @@ def target_run_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read NAME=1,3,224,224. Raises InvalidOption."""
     name, _, sizes = text.partition("=")
     numbers = sizes.split(",")
     if not name or not all(number.isdecimal() and int(number) > 0 for number in numbers):

@@ -56,9 +56,17 @@ def test_the_null_server_serves_other_load_generators(tmp_path):
         body = {"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
         answers = [ask(f"http://{address}/v2/models/null/infer", body) for _ in range(2)]
         metadata = ask(f"http://{address}/v2/models/null")
+        configs = [ask(f"http://{address}/v2/models/null{version}/config") for version in ("", "/versions/1")]
+        (stats,) = ask(f"http://{address}/v2/models/null/stats")["model_stats"]
     assert answers[0] == answers[1]
     assert len(answers[0]["outputs"][0]["data"]) == 8
     assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 2]}]
+    assert configs[0] == configs[1]
+    assert configs[0]["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [2]}]
+    assert {name: each["count"] for name, each in stats["inference_stats"].items()} == {
+        **dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 2),
+        "fail": 0,
+    }
 
 
 def ask(url, body=None):

@@ -16,6 +16,7 @@ from headrace.target.law import MODEL
 
 INPUT, OUTPUT = "input", "output"
 OUTPUTS = 8  # values of an answer's row
+MOST_ROWS = 1024  # of a request, as the configuration says; nothing depends on it
 SAMPLED_BYTES = 4096  # at either end of a row; the rest of it is read and not looked at
 
 
@@ -63,6 +64,18 @@ class NullModel:
                 "platform": "headrace_null",
                 "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, self._features]}],
                 "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, OUTPUTS]}],
+            }
+        )
+
+    def config(self) -> bytes:
+        """Return Triton's model configuration, without which perf_analyzer does not begin."""
+        return msgspec.json.encode(
+            {
+                "name": MODEL,
+                "platform": "headrace_null",
+                "max_batch_size": MOST_ROWS,
+                "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": [self._features]}],
+                "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [OUTPUTS]}],
             }
         )
 

@@ -200,16 +200,23 @@ class NullServer:
             return Reply(200, self._statistics())
         if path.startswith("/v2/health/") or path.endswith("/ready"):
             return Reply(200, b"")
-        known = {"/v2": _SERVER, f"/v2/models/{MODEL}": self._model.metadata()}
-        told = known.get(path.removesuffix("/versions/1"))
+        model = f"/v2/models/{MODEL}"
+        known = {"/v2": _SERVER, model: self._model.metadata(), f"{model}/config": self._model.config()}
+        told = known.get(path.replace("/versions/1", ""))
         return Reply(404, b'{"error":"there is no such thing here"}') if told is None else Reply(200, told)
 
     def _statistics(self) -> bytes:
         def times(count: int) -> dict[str, int]:
             return {"count": count, "ns": 0}
 
-        stats: dict[str, Any] = {name: times(self._answered) for name in ("success", "compute_infer", "queue")}
-        stats |= {"fail": times(self._refused), "compute_input": times(0), "compute_output": times(0)}
+        stages = (
+            "success",
+            "queue",
+            "compute_input",
+            "compute_infer",
+            "compute_output",
+        )  # perf_analyzer wants all alike
+        stats: dict[str, Any] = {name: times(self._answered) for name in stages} | {"fail": times(self._refused)}
         model = {"name": MODEL, "version": "1", "inference_count": self._answered, "execution_count": self._answered}
         return msgspec.json.encode({"model_stats": [{**model, "inference_stats": stats}]})
 

@@ -73,6 +73,14 @@ class Watcher(Protocol):
         """Called about ten times a second while requests are under way."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The process that sends: a generator of ours, or another one that speaks as it does."""
+
+    entry: str = "headrace.target.generator:run_generator"
+    job: Callable[[GeneratorJob], object] = lambda job: job
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
     """Where a run writes, and the calibration that it is held against."""
@@ -130,7 +138,9 @@ class _Sent:
     log: Log | None
 
 
-def run_target(config: RunConfig, files: Files, command: Sequence[str], watcher: Watcher) -> Outcome:
+def run_target(
+    config: RunConfig, files: Files, command: Sequence[str], watcher: Watcher, sender: Sender | None = None
+) -> Outcome:
     """Measure once and write the run's folder. The summary's `error` says if the run does not count.
 
     Raises InvalidOption, InputError, Unreachable, UnknownModel, TransportFailed, ModelError, OutputError or RunFailed
@@ -141,7 +151,8 @@ def run_target(config: RunConfig, files: Files, command: Sequence[str], watcher:
     assert target is not None
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with output_folder(files.output_dir, overwrite=files.overwrite) as folder, ExitStack() as open_things:
-        outcome = _Run(config, target, folder, watcher, open_things).execute(files.calibration)
+        run = _Run(config, target, folder, watcher, open_things)
+        outcome = run.execute(files.calibration, sender or Sender())
         summary = replace(outcome.summary, command=tuple(command), started_at=started_at)
         (folder / FILE_NAME).write_bytes(encode(summary))
     return replace(outcome, summary=summary)
@@ -172,13 +183,13 @@ class _Run:
         port = self._crew.expect(null, Listening, START_TIMEOUT_S).port
         return f"http://127.0.0.1:{port}", replace(target, model=MODEL)
 
-    def execute(self, calibration_path: Path | None) -> Outcome:
+    def execute(self, calibration_path: Path | None, sender: Sender) -> Outcome:
         """Ask, send, and judge."""
         self._watcher.stage("asking the server for its model and for an answer to each payload")
         payloads = self._make_payloads()
         asked = self._ask_all(payloads)
         expected, compared_with = self._expected(payloads, asked)
-        sent = self._send(payloads, expected, asked)
+        sent = self._send(payloads, expected, asked, sender)
         return self._judge(
             payloads, asked, sent, _Compared(expected, compared_with), self._calibration(calibration_path)
         )
@@ -248,14 +259,14 @@ class _Run:
         path.unlink()
         return outputs
 
-    def _send(self, payloads: _Payloads, expected: Expected, asked: _Asked) -> _Sent:
+    def _send(self, payloads: _Payloads, expected: Expected, asked: _Asked, sender: Sender) -> _Sent:
         """Have the generators send, and join what they wrote."""
         path = self._folder / "expected.npz"
         expected.save(path)
         bodies = Bodies(payloads.bodies)
         self._open.callback(bodies.close)
         outputs = [self._folder / f"generator-{number}.npy" for number in range(self._target.generators)]
-        members = [self._start_generator(number, bodies, path, output) for number, output in enumerate(outputs)]
+        members = [self._start_generator(sender, number, bodies, path, output) for number, output in enumerate(outputs)]
         for member in members:
             self._crew.expect(member, Ready, START_TIMEOUT_S)
         null = self._asker if isinstance(self._asker, HttpAsker) and self._config.target is not self._target else None
@@ -277,9 +288,9 @@ class _Run:
             each.unlink()
         return _Sent(records=records, done=done, before=before, after=after, log=log)
 
-    def _start_generator(self, number: int, bodies: Bodies, expected: Path, output: Path) -> Member:
-        def job(report: Connection) -> GeneratorJob:
-            return GeneratorJob(
+    def _start_generator(self, sender: Sender, number: int, bodies: Bodies, expected: Path, output: Path) -> Member:
+        def job(report: Connection) -> object:
+            own = GeneratorJob(
                 number=number,
                 url=self._url,
                 target=self._target,
@@ -291,8 +302,9 @@ class _Run:
                 report=report,
                 counters=self._counters,
             )
+            return sender.job(own)
 
-        return self._crew.start(f"generator {number}", "headrace.target.generator:run_generator", job)
+        return self._crew.start(f"generator {number}", sender.entry, job)
 
     def _planned(self) -> int | None:
         load = self._config.load
