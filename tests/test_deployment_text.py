@@ -47,13 +47,14 @@ def value_of(described):
     }[described.kind]
 
 
+# `gpus` is left out everywhere: what it may be depends on the machine.
 TLS = {"tls_cert", "tls_key", "tls_client_ca"}
 
 
 @st.composite
 def written(draw, section, source=False):
     """Return some options of a section, with values, by key."""
-    chosen = draw(st.sets(st.sampled_from([each.field for each in OPTIONS[section]])))
+    chosen = draw(st.sets(st.sampled_from([each.field for each in OPTIONS[section] if each.field != "gpus"])))
     if chosen >= {"buckets", "max_batch_size"}:  # which would have to agree
         chosen.remove("buckets")
     chosen = together(chosen) | ({"source"} & {source})
@@ -75,7 +76,9 @@ def three_sources(draw):
         {each.key: value for each, value in (model | {source: draw(value_of(source))}).items()} | {"version": number}
         for number, model in enumerate(models, 1)
     ]
-    free = [each for each in ALL if each.field not in {"name", "version", "source", "buckets", "max_batch_size"}]
+    free = [
+        each for each in ALL if each.field not in {"name", "version", "source", "buckets", "max_batch_size", "gpus"}
+    ]
     chosen = together(draw(st.sets(st.sampled_from([each.field for each in free]))))
     outside = {each: draw(value_of(each)) for each in free if each.field in chosen}
     environment = {each.variable: text(value) for each, value in outside.items() if draw(st.booleans())}

@@ -55,7 +55,6 @@ class Front:
         self.routes = shared.routes
         self._shared = shared
         self._context = server_context(access)
-        self._loop = asyncio.get_running_loop()
         self._taking: set[asyncio.Task[None]] = set()
         self._left_some_at: float | None = None  # when a round took all that it might
         self._listener: socket.socket | None = None
@@ -63,6 +62,7 @@ class Front:
 
     async def start(self, listener: socket.socket) -> None:
         """Take connections."""
+        self._loop = asyncio.get_running_loop()
         listener.listen(BACKLOG)
         listener.setblocking(False)
         self._listener = listener
