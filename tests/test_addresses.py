@@ -13,8 +13,8 @@ from headrace.addresses import (
     require_traces_url,
     traces_url,
 )
-from headrace.config import ServeConfig, ServedModelConfig
 from headrace.errors import InvalidOption
+from headrace.serve_config import ServeConfig, ServedModelConfig
 
 
 @pytest.mark.parametrize(

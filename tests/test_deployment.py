@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from headrace import deployment_text, model_options, options
-from headrace.config import ModelConfig, ServeConfig
+from headrace.config import ModelConfig
 from headrace.errors import DeviceUnavailable, InvalidOption
 from headrace.gpus import ChosenGpu
 from headrace.model_options import default_name, user_cache
 from headrace.option_fields import option, options_of
+from headrace.serve_config import ServeConfig
 from headrace.settings import MODELS, OPTIONS, SERVER
 from tests.commands import model_file, run, start
 from tests.deployments import ALL, TWO, parser, read

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from headrace.config import ServeConfig, ServedModelConfig
 from headrace.errors import InvalidOption
+from headrace.serve_config import ServeConfig, ServedModelConfig
 from tests.deployments import TWO, read
 
 

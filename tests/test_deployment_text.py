@@ -11,8 +11,8 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.config import MODEL_NAME
 from headrace.deployment_text import as_json, as_toml
+from headrace.serve_config import MODEL_NAME
 from headrace.settings import MODELS, OPTIONS, SERVER
 from tests.deployments import ALL, TWO, read
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.config import ModelConfig, ServedModelConfig
+from headrace.config import ModelConfig
 from headrace.errors import EngineStopped, ModelError, QueueFull, RunFailed, TransportFailed, UnknownModel
 from headrace.lifecycle import FIRST_DELAY_S, LAST_DELAY_S, MAX_CHANGES, STEADY_S, Asked, BackOff, Lifecycle
 from headrace.repository import Found, Versions
+from headrace.serve_config import ServedModelConfig
 
 S = 1_000_000_000
 LIMIT_S = 10

@@ -2,9 +2,10 @@ import os
 
 import pytest
 
-from headrace.config import ModelConfig, RepositoryConfig, ServeConfig, ServedModelConfig
+from headrace.config import ModelConfig
 from headrace.errors import InvalidOption, ModelError, UnknownModel
 from headrace.repository import Repository
+from headrace.serve_config import RepositoryConfig, ServeConfig, ServedModelConfig
 from headrace.supervisor import Supervisor
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from headrace.config import ServedModelConfig
 from headrace.placement import Place
+from headrace.serve_config import ServedModelConfig
 from headrace.transport.pair import DupFdHolder
 
 

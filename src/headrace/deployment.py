@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.config import RepositoryConfig, ServeConfig, ServedModelConfig, require
+from headrace.config import require
 from headrace.errors import HeadraceError, InvalidOption
 from headrace.model_options import ModelOptions, repository, served_model
 from headrace.option_fields import PREFIX
+from headrace.serve_config import RepositoryConfig, ServeConfig, ServedModelConfig
 from headrace.settings import (
     CONFIG_VARIABLE,
     MODELS,

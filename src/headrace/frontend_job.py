@@ -13,7 +13,7 @@ from headrace.control import RegionSpec
 from headrace.transport.pair import DupFdHolder
 
 if TYPE_CHECKING:
-    from headrace.config import ServeConfig
+    from headrace.serve_config import ServeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

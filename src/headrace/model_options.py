@@ -8,19 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from headrace import lanes_options, options
-from headrace.config import (
-    MOST_ENGINES,
-    LanesConfig,
-    ModelConfig,
-    Precision,
-    RepositoryConfig,
-    ServedModelConfig,
-    Stem,
-    require,
-)
+from headrace.config import MOST_ENGINES, LanesConfig, ModelConfig, Precision, Stem, require
 from headrace.gpus import choose_gpus
 from headrace.option_fields import option, placed
 from headrace.pipeline.batch import powers_of_two
+from headrace.serve_config import RepositoryConfig, ServedModelConfig
 
 MAX_BATCH_SIZE = 32
 LANES_GPU = 4

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headrace import serve_options
-from headrace.config import ServeConfig, require
+from headrace.config import require
 from headrace.deployment import DEFAULT, Deployment
 from headrace.model_options import LANES_CPU, LANES_GPU, ModelOptions, is_path, repository, served_model
 from headrace.option_fields import check_options, option, options_of
+from headrace.serve_config import ServeConfig
 from headrace.settings import MODELS, OPTIONS, SERVER
 
 Proxies = Literal["every-node", "head"]

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headrace.config import MODEL_NAME, MODEL_VERSION, RepositoryConfig, ServeConfig, ServedModelConfig
 from headrace.errors import ModelError, UnknownModel
 from headrace.processes import without_paths
+from headrace.serve_config import MODEL_NAME, MODEL_VERSION, RepositoryConfig, ServeConfig, ServedModelConfig
 
 FILES = {"model.py": "{}:build", "model.pt2": "{}"}  # the first that is there, and the source it becomes
 

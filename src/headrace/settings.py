@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.config import ServeConfig
 from headrace.errors import InvalidOption
 from headrace.model_options import ModelOptions, located
 from headrace.option_fields import PREFIX, Option, options_of, placed
+from headrace.serve_config import ServeConfig
 
 SERVER, MODELS = "server", "models"
 HEADINGS = {SERVER: "[server]", MODELS: "[[models]]"}

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection, wait
 from headrace.backend_job import BackendJob
 from headrace.children import Child, Signals
 from headrace.clock import NS_PER_S, now_ns, seconds
-from headrace.config import ServeConfig
 from headrace.control import (
     Attach,
     BackendReady,
@@ -46,6 +45,7 @@ from headrace.ports import reserve_port
 from headrace.processes import ChildFailed
 from headrace.region_changes import RegionChanges
 from headrace.repository import Found, Repository
+from headrace.serve_config import ServeConfig
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 

@@ -13,7 +13,7 @@ import torch
 
 from headrace.backend.arrivals import RingsArrivals
 from headrace.backend_job import BackendJob
-from headrace.config import LanesConfig, ServedModelConfig
+from headrace.config import LanesConfig
 from headrace.control import BackendReady, ServedModel
 from headrace.gpus import out_of_memory
 from headrace.model import precision
@@ -30,6 +30,7 @@ from headrace.pipeline.host_steps import HostSteps, host_steps, network_example
 from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled_code, optimise_config
 from headrace.processes import become_child, describe, failures_reported
 from headrace.runtime.device import divide_cpus, open_device
+from headrace.serve_config import ServedModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace import __version__
 from headrace.clock import now_ns
-from headrace.config import MODEL_NAME
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -25,6 +24,7 @@ from headrace.frontend.ledger import Ledger
 from headrace.frontend.link import ModelFailed
 from headrace.frontend.pool import Pool
 from headrace.frontend.scale import BATCH_ROWS
+from headrace.serve_config import MODEL_NAME
 from headrace.wire.datatypes import FROM_DTYPE
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from headrace.config import QUEUE_BATCHES, require
+from headrace.config import require
 from headrace.model_options import MAX_BATCH_SIZE, default_name
 from headrace.ray_serve.deployment import deployment_options, http_deployment
+from headrace.serve_config import QUEUE_BATCHES
 
 if TYPE_CHECKING:
     from ray.serve import Application

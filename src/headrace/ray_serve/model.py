@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from headrace.clock import NS_PER_S, now_ns
-from headrace.config import LanesConfig, ServedModelConfig
+from headrace.config import LanesConfig
 from headrace.control import ServedModel
 from headrace.engine import Engine, EngineConfig
 from headrace.errors import DeadlineExceeded, HeadraceError, InvalidOption, UnknownModel
@@ -28,6 +28,7 @@ from headrace.model.source import resolve
 from headrace.model_options import ModelOptions, served_model
 from headrace.option_fields import check_options
 from headrace.processes import describe
+from headrace.serve_config import ServedModelConfig
 from headrace.tensors import TensorSpec
 
 AMPLE = 0.5  # share of the engine's rows up to which a request is copied in at once, and not by a thread that may wait
