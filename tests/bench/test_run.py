@@ -200,6 +200,31 @@ def test_wrong_answers_are_noticed(tmp_path):
     assert summary.metrics.throughput_samples_per_s is None
 
 
+# Right as long as one thread calls it: what it is given lies, while it waits, where the next caller writes.
+RACE = (
+    TINY
+    + "\n_tiny = build\ndef build():\n    return torch.nn.Sequential(Shared(), _tiny())\n"
+    + """
+import time
+
+class Shared(torch.nn.Module):
+    def forward(self, x):
+        self.given = x
+        time.sleep(0.005)
+        return self.given
+"""
+)
+
+
+@pytest.mark.parametrize(("workers", "code"), [("1", 0), ("4", 1)], ids=["one worker", "four, which race"])
+def test_a_race_that_mixes_up_answers_is_caught(tmp_path, workers, code):
+    options = (*QUICK, "--num-iters", "40", "--num-workers", workers, "--model", model_file(tmp_path, RACE))
+    ended = run("bench", *options, "--batch-size", "2", "--output-dir", "out", cwd=tmp_path)
+    assert ended.code == code, ended.err
+    summary = load_summary(tmp_path / "out")
+    assert (summary.metrics.wrong > 0) == (summary.metrics.throughput_samples_per_s is None) == bool(code)
+
+
 def test_runs_that_share_a_lock_file_do_not_measure_at_the_same_time(tmp_path):
     options = (*QUICK, "--num-iters", "40", "--exclusive", "lock", "--model", model_file(tmp_path))
     with ExitStack() as stack:
