@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from rich.console import Console
@@ -66,6 +68,7 @@ from headrace.target.run import Files, run_target
 
 INTERRUPTED = 130  # as shells report SIGINT
 TERMINATED = 143
+FILE_WIDTH = 120  # columns
 
 Command = Callable[[argparse.Namespace, "Screen"], None]
 
@@ -74,8 +77,8 @@ class Screen:
     """Results go to standard output, everything else to standard error."""
 
     def __init__(self) -> None:
-        self.out = Console(soft_wrap=False)
-        self.err = Console(stderr=True)
+        self.out = Console(soft_wrap=False, width=_width(sys.stdout))
+        self.err = Console(stderr=True, width=_width(sys.stderr))
 
     def tell(self, text: str) -> None:
         """Print a sentence for the person who started the command, as it is."""
@@ -87,6 +90,11 @@ class Screen:
             self.out.print(f"mark: {mark}", style="bold yellow", highlight=False, markup=False)
         for note in summary.notes:
             self.out.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+
+
+def _width(stream: TextIO) -> int | None:
+    """Return how wide tables are in a file or a pipe; None leaves it to the terminal, or to COLUMNS."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
 
 
 def main(argv: Sequence[str] | None = None) -> None:
