@@ -48,7 +48,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="of the simulation (default: 0)")
     group = parser.add_argument_group("results")
-    group.add_argument("--output-dir", type=Path, metavar="DIR", help="for capacity.md, capacity.json, capacity.png")
+    group.add_argument("--output-dir", type=Path, metavar="DIR", help="for plan.md, plan.json, plan.png")
     group.add_argument("--json", action="store_true", help="print the plan as JSON on standard output")
 
 

@@ -127,12 +127,12 @@ def test_the_command_writes_page_picture_and_json_with_the_models_own_error(tmp_
     assert len(plan["checked"]) == 2
     assert any("error of predicted throughput on 2 configurations" in note for note in plan["notes"])
     assert plan["bytes"]["sent"] == 8 * 3 * 250 * 250 * 4
-    assert json.loads((folder / "capacity.json").read_text()) == plan
-    page = (folder / "capacity.md").read_text()
+    assert json.loads((folder / "plan.json").read_text()) == plan
+    page = (folder / "plan.md").read_text()
     assert "p99 within 25 ms" in page
     assert "When one node of 8 GPUs fails" in page
     assert "each configuration predicted from all others" in page
-    assert (folder / "capacity.png").stat().st_size > 10_000
+    assert (folder / "plan.png").stat().st_size > 10_000
 
 
 def test_the_command_marks_what_lies_beyond_the_runs(capsys):

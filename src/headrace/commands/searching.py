@@ -111,8 +111,8 @@ def do_plan(args: argparse.Namespace, screen: Screen) -> None:
 
 
 def _write_plan(plan: CapacityPlan, folder: Path, screen: Screen) -> None:
-    write_atomically(folder / "capacity.json", encode(plan).decode())
-    write_atomically(folder / "capacity.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
-    if not picture.draw(plan, folder / "capacity.png"):
-        screen.tell("capacity.png was not drawn: matplotlib is missing; install headrace[plots]")
-    screen.tell(f"files: {folder}/ (capacity.md, capacity.json, capacity.png)")
+    write_atomically(folder / "plan.json", encode(plan).decode())
+    write_atomically(folder / "plan.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
+    if not picture.draw(plan, folder / "plan.png"):
+        screen.tell("plan.png was not drawn: matplotlib is missing; install headrace[plots]")
+    screen.tell(f"files: {folder}/ (plan.md, plan.json, plan.png)")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes capacity.md, capacity.json and capacity.png of this folder from committed runs. Run it in the repository's root.
+# Makes plan.md, plan.json and plan.png of this folder from committed runs. Run it in the repository's root.
 set -e
 runs=benchmarks/results/nvidia-h100-80gb/lanes/runs
 here=benchmarks/results/nvidia-h100-80gb/plan
