@@ -59,7 +59,8 @@ def run_load_generator(job: LoadJob) -> None:
         go = job.report.recv()
         assert isinstance(go, Go)
         sender = _make_sender(job, go, inputs)
-        limit, note = _in_flight_limit(job, go, inputs)
+        measured = int((plan == PHASES.index("measured")).sum())
+        limit, note = _in_flight_limit(job, go, inputs, job.load.concurrency or measured)
         checker = Checker(inputs.row_index, np.load(go.prepared.reference), job.tolerance)
         generator = Generator(plan, sender, job.load.stall_timeout_s, job.progress)
         generator.spin = job.over_ring and not job.backend_on_cpu and job.load.kind != "burst"
@@ -85,8 +86,7 @@ def _make_sender(job: LoadJob, go: Go, inputs: Inputs) -> Sender:
     return JoinedSender(senders, job.inputs.batch_size, job.largest_batch, job.lanes, skip=1 + job.load.warmup_iters)
 
 
-def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs) -> tuple[int, str | None]:
-    wanted = job.load.concurrency or arrivals.count(job.load)
+def _in_flight_limit(job: LoadJob, go: Go, inputs: Inputs, wanted: int) -> tuple[int, str | None]:
     if go.ring is not None:
         fit = go.ring_rows // job.inputs.batch_size
         whose = "rings hold" if go.more_rings else "ring holds"

@@ -5,7 +5,6 @@ A plan is kept, however late the sender is: what is due is due, and lateness sho
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from typing import Protocol
@@ -15,10 +14,10 @@ import numpy.typing as npt
 
 from headrace.bench.arrivals import Offsets
 from headrace.clock import NS_PER_S, Clock, now_ns
+from headrace.processes import exact_sleep
 
 SPIN_NS = 60_000  # how long before a request is due the sender stops sleeping
 LONGEST_SLEEP_S = 0.5  # between two looks whether the run has been stopped
-_PR_SET_TIMERSLACK = 29
 
 Moments = npt.NDArray[np.int64]
 
@@ -107,8 +106,3 @@ class Closed:
         later = due[self.concurrency :]
         later[:] = np.sort(completed)[: len(later)]
         return due
-
-
-def exact_sleep() -> None:
-    """Let this thread's sleeps end within microseconds instead of the kernel's 50. See prctl(2), PR_SET_TIMERSLACK."""
-    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)

@@ -115,10 +115,10 @@ def _latency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     return [
         (
             "throughput",
-            _number(metrics.throughput_samples_per_s, "samples/s"),
+            number(metrics.throughput_samples_per_s, "samples/s"),
             "samples answered / measured time",
         ),
-        ("warm-up latency", _number(metrics.warmup_latency_s, "s"), parts),
+        ("warm-up latency", number(metrics.warmup_latency_s, "s"), parts),
         ("response time", _spread(metrics.response_time), "answer - planned sending: mean, p50, p99, max"),
         ("service time", _spread(metrics.service_time), "answer - actual sending: mean, p50, p99, max"),
         ("issue delay", _spread(metrics.issue_delay), "actual - planned sending: mean, p50, p99, max"),
@@ -130,14 +130,14 @@ def _goodput_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     bound_s, goodput = summary.options.load.bound_s, summary.metrics.goodput_samples_per_s
     if bound_s is None:
         return []
-    return [("goodput", _number(goodput, "samples/s"), f"of right answers within {bound_s * 1e3:g} ms of their plan")]
+    return [("goodput", number(goodput, "samples/s"), f"of right answers within {bound_s * 1e3:g} ms of their plan")]
 
 
 def _engine_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     return [
         (
             each.place,
-            _number(each.samples_per_s, "samples/s"),
+            number(each.samples_per_s, "samples/s"),
             f"{each.requests} requests" + ("" if each.share is None else f", {each.share:.1%} of the rows"),
         )
         for each in summary.engines
@@ -148,7 +148,7 @@ def _efficiency_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
     efficiency = summary.efficiency
     if efficiency is None:
         return []
-    limit = _number(efficiency.limit_samples_per_s, "samples/s")
+    limit = number(efficiency.limit_samples_per_s, "samples/s")
     return [
         ("efficiency", f"{efficiency.ratio:.3f}", f"of {limit}, measured after it; what binds: {efficiency.binding}")
     ]
@@ -166,7 +166,7 @@ def _activity_lines(summary: RunSummary) -> list[tuple[str, str, str]]:
         ("power", activity.power_w, "W", "energy counter over the measured time"),
         ("GPU memory", _scaled(activity.gpu_memory_used_bytes, 1e-9), "GB", "largest seen"),
     ]
-    shown = [(name, _number(value, unit), text) for name, value, unit, text in lines if value is not None]
+    shown = [(name, number(value, unit), text) for name, value, unit, text in lines if value is not None]
     if activity.throttle_reasons:
         shown.append(("throttled", "yes", ", ".join(activity.throttle_reasons)))
     return shown
@@ -176,7 +176,8 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _number(value: float | None, unit: str) -> str:
+def number(value: float | None, unit: str) -> str:
+    """Return a value as tables show it, three digits or more, and "-" for what is unknown."""
     return "-" if value is None else f"{value:,.1f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 

@@ -114,6 +114,7 @@ class _Run:
         self._exclusive = files.exclusive
         self._watcher = watcher
         self._progress = RawArray("q", 2)
+        self._num_requests = num_requests(config)  # once: it may take a whole plan to know
         self._crew = Crew(self._draw)
         gpus = choose_gpus(",".join(map(str, config.gpus))) if config.gpus else ()
         require_free_memory(gpus)
@@ -240,7 +241,7 @@ class _Run:
     def _prepare(self) -> Prepared:
         """Take over what another run prepared, or have it made, and wait until the process that did has gone."""
         config, folder = self._config, self._references
-        name = prepared.key(config.model, config.inputs, num_requests(config), config.device)
+        name = prepared.key(config.model, config.inputs, self._num_requests, config.device)
         found = prepared.find(folder, name)
         if found is not None:
             return found
@@ -249,7 +250,7 @@ class _Run:
             return PrepareJob(
                 model=config.model,
                 inputs=config.inputs,
-                num_requests=num_requests(config),
+                num_requests=self._num_requests,
                 device=config.device,
                 folder=folder,
                 name=name,
@@ -283,7 +284,7 @@ class _Run:
 
     def _draw(self) -> None:
         issued, answered = self._progress
-        self._watcher.progress(issued, answered, num_requests(self._config))
+        self._watcher.progress(issued, answered, self._num_requests)
 
 
 def _try_lock(file: IO[str]) -> bool:

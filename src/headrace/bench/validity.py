@@ -32,6 +32,7 @@ Moments = npt.NDArray[np.int64]
 class Verdict:
     voids: tuple[str, ...] = ()  # the run does not count
     marks: tuple[str, ...] = ()  # it counts, and a reader must know
+    overloaded: bool = False  # the backlog grew: no latency exists
 
 
 def conserved(metrics: Metrics, answered_rightly: int) -> list[str]:
@@ -174,10 +175,11 @@ def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: i
         *mean_between("service time", metrics.service_time),
         *little(answered["issued_ns"], answered["completed_ns"], mean_s),
     ]
-    marks = backlog(records["scheduled_ns"], records["completed_ns"]) if load in OPEN_LOADS else []
+    grew = backlog(records["scheduled_ns"], records["completed_ns"]) if load in OPEN_LOADS else []
+    marks = list(grew)
     if load in OPEN_LOADS:
         marks += slip(metrics.issue_delay, metrics.response_time)
-    return Verdict(tuple(voids), tuple(marks))
+    return Verdict(tuple(voids), tuple(marks), overloaded=bool(grew))
 
 
 def requests_per_s(metrics: Metrics) -> float | None:

@@ -27,10 +27,10 @@ from headrace.errors import RunFailed
 from headrace.processes import Ready, allow_open_files, become_child, describe, failures_reported, keep_freed_memory
 from headrace.target.counters import words_of
 from headrace.target.expected import load_expected
-from headrace.target.generator import GeneratorDone
+from headrace.target.generator import GeneratorDone, finish
 from headrace.target.http_load import HttpLoad
 from headrace.target.kept import KeptAnswers
-from headrace.target.recorder import OK, WRONG, Recorder
+from headrace.target.recorder import Recorder
 from headrace.target.sending import GeneratorJob, GoAt, Sending
 from headrace.wire.v2_call import decode_answer
 
@@ -184,20 +184,7 @@ def _drive(job: LoadgenJob) -> GeneratorDone:
     load.close()
     if sender.error is not None:
         raise RunFailed(f"the connections under mlcommons-loadgen failed: {describe(sender.error)}")
-    recorder, count = sending.recorder, sending.issued
-    statuses = recorder.statuses(count)
-    right = statuses == OK
-    wrong, tally = answers.finish(recorder.answers(count)[right])
-    statuses[right.nonzero()[0][wrong]] = WRONG
-    recorder.save(own.output, count, sending.payloads())
-    return GeneratorDone(
-        requests=count,
-        tally=tally,
-        first_error=sending.first_error,
-        connections=load.most_connections,
-        compared_at_once=answers.compared_at_once,
-        cpu_share=cpu_share,
-    )
+    return finish(own, sending, answers, load.most_connections, cpu_share)
 
 
 class _Sender(threading.Thread):

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 LOADGEN_PACKAGE = "mlcommons-loadgen"
 LOADGEN_REMEDY = "mlcommons-loadgen is not installed: pip install 'headrace[referee]'"
-LOGS = "loadgen"
 TRACE = "mlperf_log_trace.json"
 TOOLS = ("loadgen", "perf_analyzer")
 

@@ -15,7 +15,6 @@ from headrace.bench import stats, validity
 from headrace.bench.record import PHASES, Records, measured
 from headrace.bench.summary import Activity, Efficiency
 from headrace.clock import seconds
-from headrace.config import OPEN_LOADS
 from headrace.errors import OutputError
 from headrace.report.cells import Cell
 from headrace.report.read import BURST, Run, Telemetry, Unreadable, records_of, telemetry_of
@@ -216,7 +215,7 @@ def compute_run(run: Run, records: Records, telemetry: Telemetry | None, bound_s
     reasons = tuple(_reasons(run, metrics, verdict))
     if bound_s is not None:
         metrics = stats.compute(records, bound_s)
-    if run.load.kind in OPEN_LOADS and validity.backlog(counted["scheduled_ns"], counted["completed_ns"]):
+    if verdict.overloaded:
         metrics = replace(metrics, response_time=None, service_time=None)  # they say how long the run was
     limits, throughput = run.summary.limits, metrics.throughput_samples_per_s
     copies = run.summary.options.transport.client == "copy"

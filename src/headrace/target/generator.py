@@ -68,6 +68,13 @@ def _generate(job: GeneratorJob) -> GeneratorDone:
     load.run(go.start_ns)
     cpu_share = (time.process_time() - cpu_s) / max(time.perf_counter() - began_s, 1 / NS_PER_S)
     load.close()
+    return finish(job, sending, answers, load.most_connections, cpu_share)
+
+
+def finish(
+    job: GeneratorJob, sending: Sending, answers: KeptAnswers, connections: int, cpu_share: float
+) -> GeneratorDone:
+    """Compare what was kept, write every request, and say what there is to report."""
     recorder, count = sending.recorder, sending.issued
     statuses = recorder.statuses(count)
     right = statuses == OK
@@ -78,7 +85,7 @@ def _generate(job: GeneratorJob) -> GeneratorDone:
         requests=count,
         tally=tally,
         first_error=sending.first_error,
-        connections=load.most_connections,
+        connections=connections,
         compared_at_once=answers.compared_at_once,
         cpu_share=cpu_share,
     )

@@ -6,7 +6,6 @@ shows as issue delay. A channel is one connection.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ import grpc
 
 from headrace.clock import NS_PER_S, now_ns
 from headrace.errors import Unreachable
+from headrace.processes import exact_sleep
 from headrace.target.asking import LARGEST_MESSAGE, SERVICE, host_and_port, status_of
 from headrace.target.payloads import open_bodies
 from headrace.target.polling import SPIN_NS
@@ -27,7 +27,6 @@ _SHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 # grpcio's own words for a connection that is gone, which comes as UNAVAILABLE too; seen with grpcio 1.85.
 _GONE = ("failed to connect", "Stream removed", "Socket closed", "Connection reset", "Transport closed", "GOAWAY")
 _LOST = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-_PR_SET_TIMERSLACK = 29  # prctl(2)
 
 
 class GrpcLoad:
@@ -59,7 +58,7 @@ class GrpcLoad:
 
     def run(self, start_ns: int) -> None:
         """Send everything and wait for the answers."""
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+        exact_sleep()
         sending = self._sending
         sending.start(start_ns)
         _sleep_until(start_ns)

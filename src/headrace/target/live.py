@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.bench.calibration import Calibration
+from headrace.bench.present import number
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
 from headrace.clock import now_ns, seconds
@@ -76,14 +77,14 @@ def target_table(summary: RunSummary) -> Table:
     table = Table(title=f"{summary.experiment}: {summary.options.load.words}", title_justify="left", title_style="bold")
     for name, justify in (("metric", "left"), ("value", "right"), ("what it is", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_row("throughput", _number(metrics.throughput_samples_per_s, "samples/s"), "answered / measured time")
+    table.add_row("throughput", number(metrics.throughput_samples_per_s, "samples/s"), "answered / measured time")
     if metrics.goodput_samples_per_s is not None:
         bound_s = summary.options.load.bound_s
-        table.add_row("goodput", _number(metrics.goodput_samples_per_s, "samples/s"), f"of them within {bound_s:g} s")
+        table.add_row("goodput", number(metrics.goodput_samples_per_s, "samples/s"), f"of them within {bound_s:g} s")
     table.add_row("response time", _spread(metrics.response_time), "answer - planned sending: p50, p90, p99, max")
     table.add_row("service time", _spread(metrics.service_time), "answer - actual sending: p50, p90, p99, max")
     table.add_row("issue delay", _spread(metrics.issue_delay), "actual - planned sending: p50, p90, p99, max")
-    table.add_row("first answer", _number(metrics.warmup_latency_s, "s"), "to the first request of all")
+    table.add_row("first answer", number(metrics.warmup_latency_s, "s"), "to the first request of all")
     table.add_section()
     counts = f"{metrics.errors} / {metrics.wrong} / {metrics.shed} / {metrics.unanswered}"
     table.add_row(
@@ -105,10 +106,6 @@ def target_table(summary: RunSummary) -> Table:
 
 def _short(value_s: float | None) -> str:
     return "-" if value_s is None else f"{value_s * 1e3:.3g} ms"
-
-
-def _number(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:,.1f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def _spread(times: Distribution | None) -> str:

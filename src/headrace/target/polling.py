@@ -7,14 +7,13 @@ alone and 1,957 us for `epoll_wait` that spins its last millisecond (benchmarks/
 
 from __future__ import annotations
 
-import ctypes
 import select
 
 from headrace.clock import NS_PER_S, now_ns
+from headrace.processes import exact_sleep
 
 SPIN_NS = 100_000
 LONGEST_S = 0.2  # of one wait
-_PR_SET_TIMERSLACK = 29  # prctl(2)
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -26,7 +25,7 @@ class Poller:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self._readable = [self.epoll]
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+        exact_sleep()
 
     def wait(self, until_ns: int | None) -> list[tuple[int, int]]:
         """Return what is ready, as soon as something is; nothing at the moment `until_ns`, or after `LONGEST_S`."""

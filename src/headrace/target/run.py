@@ -30,7 +30,7 @@ from headrace.bench.summary import (
     encode,
 )
 from headrace.clock import NS_PER_S, now_ns
-from headrace.config import OPEN_LOADS, RunConfig, TargetConfig
+from headrace.config import RunConfig, TargetConfig
 from headrace.errors import InputError
 from headrace.processes import Ready
 from headrace.target import expected as right
@@ -337,9 +337,6 @@ class _Run:
         limited = validity.client_limited(validity.requests_per_s(metrics), metrics.response_time, payload_bytes, known)
         if self._target.scheme == "grpc":
             limited = ["not calibrated: what the harness adds over gRPC is unknown"]
-        overloaded = config.load.kind in OPEN_LOADS and bool(
-            validity.backlog(measured["scheduled_ns"], measured["completed_ns"])
-        )
         check = compared.expected.summary(_summed(sent.done))
         fail = None if sent.before is None or sent.after is None else sent.after.fail - sent.before.fail
         summary = RunSummary(
@@ -348,7 +345,7 @@ class _Run:
             started_at="",
             options=config,
             command=(),
-            metrics=replace(metrics, response_time=None, service_time=None) if overloaded else metrics,
+            metrics=replace(metrics, response_time=None, service_time=None) if verdict.overloaded else metrics,
             warmup_parts_s={},
             workers_warmed=0,
             activity=Activity(),
