@@ -3,18 +3,12 @@
 #
 #   benchmarks/lanes.sh DIR [SECONDS]
 #
-# Runs are made in the order below, side by side on as many GPUs as there are, each with CPUs of its own; after SECONDS no
-# new one begins, and the same command goes on with those that are missing. A cell's name is SERIES-bBATCH, and the number
-# behind the dot is the repeat. `python benchmarks/lanes_report.py DIR` makes the page and the chart.
+# `cells.sh` makes the runs in the order below; the same command goes on with those that are missing. A cell's name is
+# SERIES-bBATCH, and the number behind the dot is the repeat. `python benchmarks/lanes_report.py DIR` makes the page and
+# the chart.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export root=$1
-export deadline=$(($(date +%s) + ${2:-86400}))
-export python=${PYTHON:-python3}
-export options=${OPTIONS:---no-download --device cuda}
-gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}
-export gpus=$((gpus > 0 ? gpus : 1))
-mkdir -p "$root/runs" "$root/logs"
+source benchmarks/cells.sh "$@"
 
 # "bf16" is the model as torch.compile takes it; "fast" is with all rewrites of the model, as they are on by default.
 plain="--no-fuse-epilogues --stem keep --no-pointwise-as-matmul"
@@ -90,20 +84,5 @@ fast_fp16_uint8-b32.0 $lanes $fast16 --wire uint8 --batch-size 32 --num-iters 40
 CELLS
 }
 
-run_cell() { # SLOT NAME OPTIONS...
-    local slot=$1 name=$2 each
-    shift 2
-    [[ -e $root/runs/$name/summary.json ]] && return
-    (($(date +%s) + 25 < deadline)) || return 0
-    each=$(($(nproc) / gpus))
-    CUDA_VISIBLE_DEVICES=$((slot % gpus)) taskset -c "$((slot * each))-$((slot * each + each - 1))" \
-        timeout -k 5 90 "$python" -m headrace bench $options --model-dir "$root" --reference-cache "$root/references" \
-        --output-dir "$root/runs/$name" --overwrite "$@" >"$root/logs/$name.log" 2>&1 ||
-        echo "$name: $(tail -n 1 "$root/logs/$name.log")"
-}
-export -f run_cell
 
-"$python" -m headrace checkpoint --model-dir "$root" >/dev/null
-cells | xargs -P "$gpus" --process-slot-var=SLOT -I{} bash -c 'run_cell "$SLOT" {}'
-rm -rf "$root/references"
-echo "$(find "$root/runs" -name summary.json | wc -l) of $(cells | wc -l) runs"
+cells | run_cells
