@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PERF_ANALYZER := $(VENV)/perf_analyzer
+KSERVE := $(VENV)/kserve
 RESULTS ?= results
 FUZZ_S ?= 60
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
@@ -32,7 +33,14 @@ bench: $(READY)
 	@$(BIN)/headrace bench --design lanes --output-dir $(RESULTS)/bench-lanes --overwrite $(BENCH_OPTIONS)
 	@$(BIN)/headrace classify --design lanes
 
-test: $(READY)
+# The manifests are checked against the models in KServe's package. They are only read, so nothing that it needs is
+# installed: an older psutil than ours, and all of a server.
+$(KSERVE)/.ready: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade --target $(KSERVE) \
+		kserve==0.21.0
+	@touch $@
+
+test: $(READY) $(KSERVE)/.ready
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 soak: $(READY)
