@@ -7,16 +7,16 @@ the distributions of batches and transport, and come back as pauses of the measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import exp, inf, log, log2
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.clock import NS_PER_S
-from headrace.planning.law import Curve, ServiceLaw
-from headrace.planning.observe import Observed, Seconds
+from headrace.planning.law import Curve, Power, ServiceLaw
+from headrace.planning.observe import Batches, Observed, Seconds
 
 LEAST = 20  # batches that a level of the law is taken from
 LEAST_SHARE = 0.1  # of a run's batches
@@ -26,6 +26,8 @@ ADDED_UP = 8  # batches that follow each other on a lane
 LATE_TIMES = 3.0  # times the median: later than that is a pause
 LATE_S = 0.5e-3  # and by at least so much
 LEVELS_PER_DOUBLING = 2
+HIDDEN = 0.5  # of its own time: what waits longer begins while it waits
+CLOSE = 1.1  # how far beyond its levels a curve is taken for measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,41 @@ class Transport:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """Seconds that a batch takes longer that finds its lane idle, where that is known: copies that nothing hides.
+
+    Behind another they go on while it waits.
+    """
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def at(self, rows: int) -> float:
+        """Between known rows on a line, which goes on beyond the last of several."""
+        if not self.rows:
+            return 0.0
+        if len(self.rows) == 1 or rows <= self.rows[-1]:
+            return float(np.interp(rows, self.rows, self.seconds))
+        slope = (self.seconds[-1] - self.seconds[-2]) / (self.rows[-1] - self.rows[-2])
+        return self.seconds[-1] + max(slope, 0.0) * (rows - self.rows[-1])
+
+
+Noise = dict[int, Seconds]  # by level: a batch's time over the law's; median 1
+
+
+@dataclass(frozen=True, slots=True)
 class Calibrated:
     """The model of an engine, fitted."""
 
     law: ServiceLaw
-    idle_s: tuple[float, ...]  # by the law's rows: what a batch takes longer that finds its lane idle
-    noise: Seconds  # a batch's time over the law's; median 1
+    idle: Idle
+    noise: Noise
     transports: tuple[Transport, ...]
     pauses: Pauses  # of all runs together: they are the machine's
+
+    def noise_at(self, running: float) -> Seconds:
+        """Return the noise of batches beside which about as many ran."""
+        return self.noise[min(self.noise, key=lambda level: abs(level - level_of(running)))]
 
     def alike(self, rows: int, requests_per_s: float, random: np.random.Generator) -> Transport:
         """Mix those of the runs, the more of each the more alike its requests were in rows and rate.
@@ -84,9 +113,6 @@ class Calibrated:
         weights = np.exp(-STEEPNESS * (distances - distances.min()))
         return np.asarray(weights / weights.sum())
 
-    def idle(self, rows: int) -> float:
-        return float(np.interp(rows, self.law.rows, self.idle_s))
-
 
 def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Generator) -> Seconds:
     """Draw from each as many as its weight says; the weights sum to 1."""
@@ -96,52 +122,105 @@ def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Genera
 
 def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
     """Fit to at least one run. Without `pauses` the host never stands still."""
-    fitted = [_fit_bucket(rows, runs) for rows in sorted({int(row) for run in runs for row in run.batches.buckets})]
-    law = ServiceLaw(tuple(each.rows for each in fitted), tuple(each.curve for each in fitted))
-    idle = tuple(each.idle_s for each in fitted)
-    found = [_pauses_of(run, law, idle) if pauses else np.empty(0) for run in runs]
+    work_s = _work(runs)
+    idle = _idle([_Seen(run, run.batches, run.batches.running(work_s.at)) for run in runs])
+    begun = [run.batches.begun(idle.at) for run in runs]
+    seen = [_Seen(run, batches, batches.running(work_s.at)) for run, batches in zip(runs, begun, strict=True)]
+    law = _fit(seen, work_s)
+    found = [_pauses_of(each, law) if pauses else np.empty(0) for each in seen]
     return Calibrated(
         law=law,
-        idle_s=idle,
-        noise=_noise(runs, law, idle),
+        idle=idle,
+        noise=_noise(seen, law),
         transports=tuple(_transports(runs)),
         pauses=_together(runs, found),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Bucket:
-    rows: int
-    curve: Curve
-    idle_s: float
+class _Seen:
+    """A run's batches, and how many ran beside each."""
+
+    run: Observed
+    batches: Batches
+    running: Seconds
 
 
 Points = dict[int, tuple[float, float]]  # by level: mean number running, seconds
 
 
-def _fit_bucket(rows: int, runs: Sequence[Observed]) -> _Bucket:
-    """Join what batches behind others show, what those on idle lanes show, and the shape of the model alone."""
-    behind = _points(runs, rows, lambda run: _usual(run) & run.batches.behind)
-    idle = _points(runs, rows, lambda run: _usual(run) & ~run.batches.behind)
-    # Told apart where a batch has the device to itself: with others beside it, their beginnings count too.
-    extra = max(0.0, idle[0][1] - behind[0][1]) if behind.keys() & idle.keys() & {0} else 0.0
-    started = {level: (at, seconds - extra) for level, (at, seconds) in idle.items()}
-    points = _filled_up((started | behind) or _any_points(runs, rows), _alone(runs, rows))
+def _work(runs: Sequence[Observed]) -> Power:
+    """Return what a batch takes of a full device, by its rows: the least that was seen of one among several."""
+    least: dict[int, float] = {}
+    for run in runs:
+        found = {int(run.batches.rows[0]): _alike(run)} if (run.batches.rows == run.batches.rows[0]).all() else {}
+        limits = run.summary.limits
+        if limits is not None:
+            found[limits.bucket] = limits.bucket / max(limits.forward_samples_per_s.values())
+        for rows, seconds in found.items():
+            least[rows] = min(seconds, least.get(rows, inf))
+    if not least:  # no run has batches of one size alone
+        return Power((1,), (1.0,))
+    known = sorted(least)
+    # More rows never take less.
+    return Power(tuple(known), tuple(np.maximum.accumulate([least[each] for each in known]).tolist()))
+
+
+def _alike(run: Observed) -> float:
+    """Return the time of batches that all have as many rows, over the number at once."""
+    return float(np.median(run.batches.seconds / run.batches.running(lambda _rows: 1.0)))
+
+
+def _idle(seen: Sequence[_Seen]) -> Idle:
+    """Compare batches that found their lane idle with those behind others, and with the model alone.
+
+    They are told apart where a batch has the device to itself: with others beside it, their beginnings count too.
+    """
+    found = {}
+    for rows in _sizes(seen):
+        idle = _points(seen, rows, lambda each: _usual(each) & (each.batches.waited == 0))
+        behind = _points(seen, rows, lambda each: _usual(each) & _hidden(each))
+        known = _filled_up(behind, _alone(seen, rows))
+        if 0 in idle and 0 in known:
+            found[rows] = max(0.0, idle[0][1] - known[0][1])
+    return Idle(tuple(found), tuple(found.values()))
+
+
+def _fit(seen: Sequence[_Seen], work_s: Power) -> ServiceLaw:
+    """Join what batches show with the shape of the model alone, and with what those of other rows show."""
+    sizes = _sizes(seen)
+    points = {
+        rows: _filled_up(_points(seen, rows, _usual) or _any_points(seen, rows), _alone(seen, rows)) for rows in sizes
+    }
+    return ServiceLaw(tuple(sizes), tuple(_curve(_shaped(rows, points)) for rows in sizes), work_s)
+
+
+def _sizes(seen: Sequence[_Seen]) -> list[int]:
+    """Return of how many rows batches were, those few that are too few to say much left out."""
+    sizes, counts = np.unique(np.concatenate([each.batches.rows for each in seen]), return_counts=True)
+    enough = sizes[counts >= LEAST]
+    return [int(rows) for rows in (enough if len(enough) else sizes)]
+
+
+def _curve(points: Points) -> Curve:
     ordered = sorted(points.values())
-    levels = tuple(at for at, _ in ordered)
     # More beside it never make a batch faster.
-    seconds = tuple(np.maximum.accumulate([seconds for _, seconds in ordered]).tolist())
-    return _Bucket(rows, Curve(levels, seconds), extra)
+    seconds = np.maximum.accumulate([seconds for _, seconds in ordered])
+    return Curve(tuple(at for at, _ in ordered), tuple(seconds.tolist()))
 
 
-def _level(running: Seconds) -> Seconds:
+def level_of(running: float) -> int:
+    return round(log2(running) * LEVELS_PER_DOUBLING)
+
+
+def _levels(running: Seconds) -> Seconds:
     return np.asarray(np.rint(np.log2(running) * LEVELS_PER_DOUBLING))
 
 
-def _points(runs: Iterable[Observed], rows: int, chosen: Callable[[Observed], npt.NDArray[np.bool_]]) -> Points:
+def _points(seen: Iterable[_Seen], rows: int, chosen: Callable[[_Seen], npt.NDArray[np.bool_]]) -> Points:
     """Return for each level of enough batches the median: pauses make some late, and those told with them early."""
-    running, seconds = _of_bucket(runs, rows, chosen)
-    levels = _level(running)
+    running, seconds = _of_rows(seen, rows, chosen)
+    levels = _levels(running)
     points: Points = {}
     for level in np.unique(levels):
         here = levels == level
@@ -150,79 +229,119 @@ def _points(runs: Iterable[Observed], rows: int, chosen: Callable[[Observed], np
     return points
 
 
-def _any_points(runs: Iterable[Observed], rows: int) -> Points:
+def _any_points(seen: Iterable[_Seen], rows: int) -> Points:
     """Return one point of all batches, however few."""
-    running, seconds = _of_bucket(runs, rows, lambda run: np.ones(len(run.batches.seconds), dtype=bool))
-    return {0: (float(np.median(running)), float(np.median(seconds)))}
+    running, seconds = _of_rows(seen, rows, lambda each: np.ones(len(each.running), dtype=bool))
+    return {level_of(float(np.median(running))): (float(np.median(running)), float(np.median(seconds)))}
 
 
-def _of_bucket(
-    runs: Iterable[Observed], rows: int, chosen: Callable[[Observed], npt.NDArray[np.bool_]]
+def _of_rows(
+    seen: Iterable[_Seen], rows: int, chosen: Callable[[_Seen], npt.NDArray[np.bool_]]
 ) -> tuple[Seconds, Seconds]:
-    parts = [(run.batches, chosen(run) & (run.batches.buckets == rows)) for run in runs]
-    running = np.concatenate([batches.running[here] for batches, here in parts])
-    return running, np.concatenate([batches.seconds[here] for batches, here in parts])
+    parts = [(each, chosen(each) & (each.batches.rows == rows)) for each in seen]
+    running = np.concatenate([each.running[here] for each, here in parts])
+    return running, np.concatenate([each.batches.seconds[here] for each, here in parts])
 
 
-def _usual(run: Observed) -> npt.NDArray[np.bool_]:
+def _usual(seen: _Seen) -> npt.NDArray[np.bool_]:
     """Leave out what says little of the device.
 
     Batches are told in the order of their launch, and after a pause several at once: those that ended together, and
     those that ran beside more or fewer others than is usual in the run, were mostly told late.
     """
-    _, which, counts = np.unique(_level(run.batches.running), return_inverse=True, return_counts=True)
-    return np.asarray(run.batches.sure & (counts[which] >= LEAST_SHARE * len(which)))
+    _, which, counts = np.unique(_levels(seen.running), return_inverse=True, return_counts=True)
+    return np.asarray(seen.batches.sure & (counts[which] >= LEAST_SHARE * len(which)))
 
 
 def _latest(usual_s: float) -> float:
     return max(LATE_TIMES * usual_s, usual_s + LATE_S)
 
 
-def _alone(runs: Iterable[Observed], rows: int) -> Points:
-    """Return what the runs' own limits say of the model alone, without copies and answers."""
+def _alone(seen: Iterable[_Seen], rows: int) -> Points:
+    """Return what the runs' own limits say of the model alone, without copies and answers.
+
+    Those of a CPU say nothing here: there each number of streams has other threads.
+    """
     found: dict[int, list[float]] = {}
-    for run in runs:
-        limits = run.summary.limits
+    for limits in (each.run.summary.limits for each in seen if each.run.summary.options.device_kind != "cpu"):
         if limits is not None and limits.bucket == rows:
             for streams, rate in limits.forward_samples_per_s.items():
                 found.setdefault(streams, []).append(streams * rows / rate)
-    at = {streams: int(_level(np.array([float(streams)]))[0]) for streams in found}
-    return {at[streams]: (float(streams), float(np.mean(seconds))) for streams, seconds in found.items()}
+    return {level_of(streams): (float(streams), float(np.mean(seconds))) for streams, seconds in found.items()}
 
 
 def _filled_up(points: Points, alone: Points) -> Points:
-    """Add the levels that served batches do not show, in the proportion that they have at the nearest level."""
-    shared = points.keys() & alone.keys()
-    if not shared:
+    """Add levels that served batches do not show: longer than the model alone by as much as at the levels beside."""
+    if not points or not alone:
         return points
-    curve = Curve(*(tuple(each) for each in zip(*sorted(alone.values()), strict=True)))
-    filled = dict(points)
-    for level in alone.keys() - points.keys():
-        near = min(shared, key=lambda each: abs(each - level))
-        at, seconds = points[near]
-        filled[level] = (alone[level][0], alone[level][1] * seconds / curve.at(at))
+    curve = _curve(alone)
+    ordered = sorted(points.values())
+    at = np.log([running for running, _ in ordered])
+    longer = np.log([seconds / curve.at(running) for running, seconds in ordered])
+    added = {level: alone[level] for level in alone.keys() - points.keys()}
+    return points | {
+        level: (running, seconds * exp(np.interp(log(running), at, longer)))
+        for level, (running, seconds) in added.items()
+    }
+
+
+def _shaped(rows: int, points: Mapping[int, Points]) -> Points:
+    """Add levels that batches of other rows show: slower than at the nearest level by what those are, as rows grow."""
+    own, others = points[rows], {size: _curve(points[size]) for size in points if size != rows}
+    levels = {level: at for size in others for level, (at, _) in points[size].items() if level not in own}
+    filled = dict(own)
+    for level, running in levels.items():
+        near = own[min(own, key=lambda each: abs(each - level))]
+        slower = {
+            size: log(curve.at(running) / curve.at(near[0]))
+            for size, curve in others.items()
+            if all(curve.levels[0] <= at * CLOSE and at <= curve.levels[-1] * CLOSE for at in (running, near[0]))
+        }
+        if slower:
+            least, most = sorted((0.0, log(running / near[0])))
+            filled[level] = (running, near[1] * exp(min(max(_along(slower, rows), least), most)))
     return filled
 
 
-def expected_s(run: Observed, law: ServiceLaw, idle: Sequence[float]) -> Seconds:
+def _along(values: Mapping[int, float], rows: int) -> float:
+    """Return what values by rows say of other rows: on a line over the logarithm through the nearest two."""
+    sizes = sorted(values, key=lambda size: abs(log(size / rows)))
+    below, above = [each for each in sizes if each < rows][:1], [each for each in sizes if each > rows][:1]
+    pair = sorted(below + above if below and above else sizes[:2])
+    if len(pair) == 1:
+        return values[pair[0]]
+    share = log(rows / pair[0]) / log(pair[1] / pair[0])
+    return values[pair[0]] + share * (values[pair[1]] - values[pair[0]])
+
+
+def _hidden(seen: _Seen) -> npt.NDArray[np.bool_]:
+    """Tell which batches waited behind another for so long that their beginning cost them nothing."""
+    return np.asarray(seen.batches.waited >= HIDDEN * seen.batches.seconds)
+
+
+def _expected_s(seen: _Seen, law: ServiceLaw) -> Seconds:
     """Return what the law says of each of a run's batches."""
-    batches = run.batches
-    times = np.array(
-        [law.at(rows, k) for rows, k in zip(batches.buckets.tolist(), batches.running.tolist(), strict=True)]
-    )
-    return times + np.where(batches.behind, 0.0, np.interp(batches.buckets, law.rows, idle))
+    rows, running = seen.batches.rows.tolist(), seen.running.tolist()
+    return np.array([law.at(size, at) for size, at in zip(rows, running, strict=True)])
 
 
-def _noise(runs: Sequence[Observed], law: ServiceLaw, idle: Sequence[float]) -> Seconds:
-    factors = []
-    for run in runs:
-        expected = expected_s(run, law, idle)
-        on_time = run.batches.seconds <= np.maximum(LATE_TIMES * expected, expected + LATE_S)
-        own = (run.batches.seconds / expected)[on_time]
+def _on_time(seconds: Seconds, expected: Seconds) -> npt.NDArray[np.bool_]:
+    return np.asarray(seconds <= np.maximum(LATE_TIMES * expected, expected + LATE_S))
+
+
+def _noise(seen: Sequence[_Seen], law: ServiceLaw) -> Noise:
+    factors, levels = [np.empty(0)], [np.empty(0)]
+    for each in seen:
+        expected = _expected_s(each, law)
+        on_time = _on_time(each.batches.seconds, expected)
+        own = (each.batches.seconds / expected)[on_time]
         if len(own):
             # What a run differs from the law by is the law's error, not noise.
             factors.append(1 + (own / np.median(own) - 1) * _lasting(own))
-    return np.concatenate(factors) if factors else np.ones(1)
+            levels.append(_levels(each.running)[on_time])
+    all_factors, at = np.concatenate(factors), np.concatenate(levels)
+    noise = {int(level): all_factors[at == level] for level in np.unique(at)}
+    return {level: found for level, found in noise.items() if len(found) >= LEAST} or {0: np.ones(1)}
 
 
 def _lasting(factors: Seconds) -> float:
@@ -264,11 +383,11 @@ def _together(runs: Sequence[Observed], pauses: Sequence[Seconds]) -> Pauses:
     return Pauses(sum(map(len, pauses)) / sum(run.window_s for run in runs), np.concatenate(pauses))
 
 
-def _pauses_of(run: Observed, law: ServiceLaw, idle: Sequence[float]) -> Seconds:
+def _pauses_of(seen: _Seen, law: ServiceLaw) -> Seconds:
     """Return the lengths of a run's pauses: where its late batches and late requests overlap, they are of one."""
-    batches = run.batches
-    expected = expected_s(run, law, idle)
-    late = batches.seconds > np.maximum(LATE_TIMES * expected, expected + LATE_S)
+    run, batches = seen.run, seen.batches
+    expected = _expected_s(seen, law)
+    late = ~_on_time(batches.seconds, expected)
     end = batches.start_ns / NS_PER_S + batches.seconds
     begins, ends = [(end - batches.seconds + expected)[late]], [end[late]]
     if run.staged:

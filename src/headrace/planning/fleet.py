@@ -101,12 +101,12 @@ class Bytes:
         return max(known) if known else None
 
 
-def setups(model: Calibrated, rows: int, lanes: Sequence[int], depth: int) -> list[Setup]:
-    """Return what is tried: each measured bucket as the largest, with each number of lanes."""
-    usable = [bucket for bucket in model.law.rows if bucket >= rows] or [rows]
+def setups(buckets: Sequence[int], rows: int, lanes: Sequence[int], depth: int, *, padded: bool = True) -> list[Setup]:
+    """Return what is tried: each measured bucket, ascending, as the largest, with each number of lanes."""
+    usable = [bucket for bucket in buckets if bucket >= rows] or [rows]
     sets = [tuple(dict.fromkeys((rows, *usable[: number + 1]))) for number in range(len(usable))]
     return [
-        Setup(rows=rows, batching=BatchingConfig(buckets=buckets), lanes=count, depth=depth)
+        Setup(rows=rows, batching=BatchingConfig(buckets=buckets), lanes=count, depth=depth, padded=padded)
         for buckets in dict.fromkeys(sets)
         for count in lanes
     ]
@@ -115,7 +115,7 @@ def setups(model: Calibrated, rows: int, lanes: Sequence[int], depth: int) -> li
 def most_requests_per_s(model: Calibrated, setup: Setup) -> float:
     """Return what an engine answers with full batches on all lanes and the pauses that it has."""
     count = setup.batching.max_batch_size // setup.rows
-    batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise.mean())
+    batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise_at(setup.lanes).mean())
     rate = setup.lanes * count / batch_s
     return rate * (1 - min(model.pauses.share, 0.9))
 

@@ -68,7 +68,8 @@ def _check(cell: str, runs: Sequence[Observed], seed: int, *, pauses: bool) -> C
     predicted = again(held[0], model, seed)
     latencies = [(run.records["completed_ns"] - run.records["issued_ns"]) / NS_PER_S for run in held]
     rows = held[0].setup.rows
-    bucket = int(np.median(held[0].batches.buckets))
+    computed = int(np.median(held[0].batches.rows))
+    running = float(np.median(held[0].batches.running(model.law.work_s.at)))
     return Checked(
         cell=cell,
         runs=len(held),
@@ -79,7 +80,7 @@ def _check(cell: str, runs: Sequence[Observed], seed: int, *, pauses: bool) -> C
         p99_s=float(np.median([np.percentile(each, 99) for each in latencies])),
         predicted_p99_s=float(np.percentile(predicted.latency_s, 99)),
         pauses_share=own.pauses.share,
-        outside=model.law.outside(bucket, float(np.median(held[0].batches.running))),
+        outside=model.law.outside(computed, running),
     )
 
 

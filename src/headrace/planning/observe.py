@@ -8,8 +8,8 @@ counts as a batch of its own from its issue to its answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from headrace.bench.record import STATUSES, Records, measured, read_records
 from headrace.bench.summary import FILE_NAME, RunSummary, load_summary
 from headrace.clock import NS_PER_S
 from headrace.errors import IncomparableRuns, OutputError, RunFailed
-from headrace.pipeline.batch import BatchingConfig
+from headrace.pipeline.batch import BatchingConfig, bucket_of
 from headrace.study.finished import counts, unlike
 
 RECORDS = "requests.parquet"
@@ -49,14 +49,41 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """One entry per batch: seconds that it ran, rows of its bucket, mean number that ran meanwhile."""
+    """One entry per batch: seconds that it ran, and rows that were computed, those of its bucket where it is padded."""
 
     seconds: Seconds
-    buckets: npt.NDArray[np.int64]
-    running: Seconds
-    behind: npt.NDArray[np.bool_]  # it was launched while the one in front of it still ran
+    rows: npt.NDArray[np.int64]
+    waited: Seconds  # between its launch and the end of the one in front of it on its lane; 0 where there was none
     sure: npt.NDArray[np.bool_]  # its end was seen by itself, not together with that of a neighbour on its lane
     start_ns: npt.NDArray[np.int64]
+
+    def begun(self, idle_s: Callable[[int], float]) -> Batches:
+        """Return them from when their beginning was over, which takes so long by their rows unless they waited longer.
+
+        At most half of a batch's time is its beginning.
+        """
+        sizes, which = np.unique(self.rows, return_inverse=True)
+        beginning = np.array([idle_s(int(size)) for size in sizes])[which]
+        late = np.minimum(np.maximum(beginning - self.waited, 0.0), self.seconds / 2)
+        start_ns = self.start_ns + np.rint(late * NS_PER_S).astype(np.int64)
+        return replace(self, seconds=self.seconds - late, start_ns=start_ns)
+
+    def running(self, work_s: Callable[[int], float]) -> Seconds:
+        """Return how many ran on average while each batch did, itself among them, in batches like itself.
+
+        Another one counts by what it takes of a full device, `work_s` of its rows.
+        """
+        end_ns = self.start_ns + np.rint(self.seconds * NS_PER_S).astype(np.int64)
+        sizes, which = np.unique(self.rows, return_inverse=True)
+        work = np.array([work_s(int(size)) for size in sizes])[which]
+        moments = np.concatenate([self.start_ns, end_ns])
+        order = np.argsort(moments, kind="stable")
+        moments = moments[order]
+        load = np.cumsum(np.concatenate([work, -work])[order])
+        area = np.r_[0.0, np.cumsum(load[:-1] * np.diff(moments))]
+        # Moments are small numbers, so that float64 tells nanoseconds apart.
+        until = [np.interp(at - moments[0], moments - moments[0], area) for at in (self.start_ns, end_ns)]
+        return np.asarray(np.maximum((until[1] - until[0]) / (end_ns - self.start_ns) / work, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +94,11 @@ class Setup:
     batching: BatchingConfig
     lanes: int
     depth: int
+    padded: bool = True  # batches are computed with as many rows as their buckets have
+
+    def computed(self, rows: int) -> int:
+        """Return how many rows of a batch of `rows` are computed."""
+        return bucket_of(rows, self.batching) if self.padded else rows
 
     @property
     def words(self) -> str:
@@ -161,8 +193,8 @@ def _observe(folder: Path, summary: RunSummary) -> Observed:
 def observe(name: str, summary: RunSummary, records: Records) -> Observed:
     """Take apart a run that counts."""
     staged = _staged(summary, records)
-    batches = lane_batches(records, summary.options.lanes.buckets) if staged else request_batches(records)
-    return Observed(name, summary, records, batches, _setup(summary, records, staged=staged))
+    setup = _setup(summary, records, staged=staged)
+    return Observed(name, summary, records, lane_batches(records, setup) if staged else request_batches(records), setup)
 
 
 def _staged(summary: RunSummary, records: Records) -> bool:
@@ -174,13 +206,14 @@ def _setup(summary: RunSummary, records: Records, *, staged: bool) -> Setup:
     options = summary.options
     rows = int(records["rows"].max())
     if not staged:
-        most = int(_in_flight(records["issued_ns"], records["completed_ns"])[1].max())
+        most = _most_in_flight(records["issued_ns"], records["completed_ns"])
         return Setup(rows, BatchingConfig(buckets=(rows,)), lanes=most, depth=1)
     batching = BatchingConfig(buckets=options.lanes.buckets, max_queue_delay_us=options.lanes.max_queue_delay_us)
-    return Setup(rows, batching, options.design.num_workers, options.lanes.depth)
+    padded = options.device_kind != "cpu" or options.model.compile
+    return Setup(rows, batching, options.design.num_workers, options.lanes.depth, padded)
 
 
-def lane_batches(records: Records, buckets: Sequence[int]) -> Batches:
+def lane_batches(records: Records, setup: Setup) -> Batches:
     """Return the batches of lanes. A batch's requests have its lane and its launch in common."""
     ordered = records[np.lexsort((records["started_ns"], records["worker"]))]
     lane, launched = ordered["worker"], ordered["started_ns"]
@@ -188,43 +221,31 @@ def lane_batches(records: Records, buckets: Sequence[int]) -> Batches:
     batches = ordered[first]
     previous = np.r_[0, batches["computed_ns"][:-1]]
     previous[np.r_[True, np.diff(batches["worker"]) != 0]] = 0
-    behind = batches["started_ns"] < previous
     start = np.maximum(batches["started_ns"], previous)
-    at = np.searchsorted(np.asarray(buckets), batches["batch_rows"])
+    waited = (start - batches["started_ns"]) / NS_PER_S
+    sizes, which = np.unique(batches["batch_rows"], return_inverse=True)
+    rows = np.array([setup.computed(int(size)) for size in sizes], dtype=np.int64)[which]
     with_next = (np.diff(batches["computed_ns"]) == 0) & (np.diff(batches["worker"]) == 0)
     sure = ~(np.r_[with_next, False] | np.r_[False, with_next])
-    return _batches(start, batches["computed_ns"], np.asarray(buckets)[at], behind, sure)
+    return _batches(start, batches["computed_ns"], rows, waited, sure)
 
 
 def request_batches(records: Records) -> Batches:
     """Return every request as a batch."""
-    alone = np.zeros(len(records), dtype=bool)
-    return _batches(records["issued_ns"], records["completed_ns"], records["rows"].astype(np.int64), alone, ~alone)
+    count, rows = len(records), records["rows"].astype(np.int64)
+    return _batches(records["issued_ns"], records["completed_ns"], rows, np.zeros(count), np.ones(count, dtype=bool))
 
 
 def _batches(
     start: npt.NDArray[np.int64],
     end: npt.NDArray[np.int64],
-    buckets: npt.NDArray[np.int64],
-    behind: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.int64],
+    waited: Seconds,
     sure: npt.NDArray[np.bool_],
 ) -> Batches:
-    moments, running = _in_flight(start, end)
-    area = np.r_[0.0, np.cumsum(running[:-1] * np.diff(moments))]
-    lasted = np.maximum(end - start, 1)
-    # Moments are small numbers, so that float64 tells nanoseconds apart.
-    mean = (
-        np.interp(end - moments[0], moments - moments[0], area)
-        - np.interp(start - moments[0], moments - moments[0], area)
-    ) / lasted
-    return Batches(lasted / NS_PER_S, buckets, np.maximum(mean, 1.0), behind, sure, start)
+    return Batches(np.maximum(end - start, 1) / NS_PER_S, rows, waited, sure, start)
 
 
-def _in_flight(
-    start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return moments, ascending, and how many are under way from each of them on."""
-    moments = np.concatenate([start, end])
-    steps = np.concatenate([np.ones(len(start), np.int64), -np.ones(len(end), np.int64)])
-    order = np.argsort(moments, kind="stable")
-    return moments[order], np.cumsum(steps[order])
+def _most_in_flight(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> int:
+    order = np.argsort(np.concatenate([start, end]), kind="stable")
+    return int(np.cumsum(np.repeat([1, -1], [len(start), len(end)])[order]).max())

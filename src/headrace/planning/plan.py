@@ -66,7 +66,7 @@ def make_plan(
     model = calibrate(runs, pauses=pauses)
     sizes = {run.setup.rows for run in runs}
     of_request = rows or (sizes.pop() if len(sizes) == 1 else 1)
-    choices = choose(model, _tried(model, runs, of_request, lanes), ask)
+    choices = choose(model, _tried(runs, of_request, lanes), ask)
     best = choices[0]
     size = request_bytes([run.summary for run in runs], of_request)
     checked = leave_one_out(runs, ask.seed, pauses=pauses)
@@ -86,12 +86,13 @@ def make_plan(
     )
 
 
-def _tried(model: Calibrated, runs: Sequence[Observed], rows: int, lanes: Sequence[int]) -> list[Setup]:
+def _tried(runs: Sequence[Observed], rows: int, lanes: Sequence[int]) -> list[Setup]:
     if not runs[0].staged:
         widest = max(runs, key=lambda run: run.setup.lanes).setup
         return [widest]
     depth = Counter(run.setup.depth for run in runs).most_common(1)[0][0]
-    return setups(model, rows, lanes or sorted({run.setup.lanes for run in runs}), depth)
+    buckets = sorted({bucket for run in runs for bucket in run.setup.batching.buckets})
+    return setups(buckets, rows, lanes or sorted({run.setup.lanes for run in runs}), depth, padded=runs[0].setup.padded)
 
 
 def request_bytes(summaries: Sequence[RunSummary], rows: int) -> Bytes:

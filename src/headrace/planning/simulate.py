@@ -11,7 +11,7 @@ can begin while another lasts; then it ends with the later.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
-from headrace.pipeline.batch import bucket_of, may_start, take
-from headrace.planning.calibrate import Calibrated
+from headrace.pipeline.batch import may_start, take
+from headrace.planning.calibrate import Calibrated, level_of
 from headrace.planning.observe import Seconds, Setup
 
 _DONE_S = 1e-9  # what rounding may leave of a batch's time
@@ -31,19 +31,22 @@ class Service(Protocol):
     """What the simulation asks of the world. All times are seconds."""
 
     def before(self) -> float:
-        """From a request's issue until the engine has it."""
+        """From the issue of requests, of those at one moment together, until the engine has them."""
 
     def after(self) -> float:
-        """From a batch's end, as the host sees it, until a request in it is answered."""
+        """From a batch's end, as the host sees it, until the requests in it are answered."""
 
     def again(self) -> float:
-        """From an answer until a client in a closed loop has sent its next request."""
+        """From a batch's answers until a client in a closed loop has sent as many requests."""
 
-    def at(self, rows: int, running: int) -> float:
-        """Of a batch, while so many run."""
+    def work_s(self, rows: int) -> float:
+        """What a batch takes of a full device."""
 
-    def noise(self) -> float:
-        """Factor of a batch's time."""
+    def at(self, rows: int, running: float) -> float:
+        """Of a batch, while so many like it run."""
+
+    def noise(self, running: float) -> float:
+        """Factor of a batch's time that begins beside so many like it."""
 
     def idle_s(self, rows: int) -> float:
         """What a batch takes longer that finds its lane idle."""
@@ -65,7 +68,7 @@ class Fitted:
         self._before = _Drawn(transport.before, self._random)
         self._after = _Drawn(transport.after, self._random)
         self._again = _Drawn(transport.again, self._random)
-        self._noise = _Drawn(model.noise, self._random)
+        self._noise: dict[int, _Drawn] = {}  # by level
 
     def before(self) -> float:
         return self._before()
@@ -76,14 +79,21 @@ class Fitted:
     def again(self) -> float:
         return self._again()
 
-    def noise(self) -> float:
-        return self._noise()
+    def noise(self, running: float) -> float:
+        level = level_of(running)
+        drawn = self._noise.get(level)
+        if drawn is None:
+            drawn = self._noise[level] = _Drawn(self._model.noise_at(running), self._random)
+        return drawn()
 
-    def at(self, rows: int, running: int) -> float:
+    def work_s(self, rows: int) -> float:
+        return self._model.law.work_s.at(rows)
+
+    def at(self, rows: int, running: float) -> float:
         return self._model.law.at(rows, running)
 
     def idle_s(self, rows: int) -> float:
-        return self._model.idle(rows)
+        return self._model.idle.at(rows)
 
     def next_pause(self) -> tuple[float, float] | None:
         pauses = self._pauses
@@ -134,13 +144,14 @@ class Happened(Protocol):
 
 
 class _Batch:
-    __slots__ = ("count", "done", "first", "lane", "left", "noise", "rows")
+    __slots__ = ("count", "done", "first", "lane", "left", "noise", "ready_s", "rows")
 
-    def __init__(self, first: int, count: int, rows: int, lane: _Lane, noise: float) -> None:
+    def __init__(self, first: int, count: int, rows: int, lane: _Lane, noise: float, ready_s: float) -> None:
         self.first, self.count = first, count
-        self.rows = rows  # of its bucket
+        self.rows = rows  # that are computed
         self.lane = lane
         self.noise = noise
+        self.ready_s = ready_s  # when its beginning is over, and it can run
         self.left = 1.0  # of its work
         self.done = False
 
@@ -164,7 +175,8 @@ class _Engine:
         self._order: list[int] = []  # requests in the order of arrival
         self._running: list[_Batch] = []
         self._advanced_s = 0.0
-        self._by_running: dict[int, dict[int, float]] = {}
+        self._work: dict[int, float] = {}  # by rows
+        self._by_load: dict[tuple[float, int], float] = {}
         self._timer = 0  # number of the one that counts
         self._paused_until_s = 0.0
         self._left = count
@@ -173,21 +185,24 @@ class _Engine:
         self.closed: deque[int] = deque()  # requests that are issued when one is answered
         self._pause_next()
 
-    def after(self, delay_s: float, act: Callable[[Any], None], value: float | None = None) -> None:
+    def after(self, delay_s: float, act: Callable[[Any], None], value: object = None) -> None:
         """Call `act(event)` later, the event with this value."""
         event = self.env.timeout(delay_s, value)
         event.callbacks.append(act)
 
-    def issue(self, request: int) -> None:
-        self.issued[request] = self.env.now
-        self.after(self._service.before(), self._arrive, request)
+    def issue(self, requests: Sequence[int]) -> None:
+        """Issue these now, and together."""
+        for request in requests:
+            self.issued[request] = self.env.now
+        self.after(self._service.before(), self._arrive, requests)
 
     def _issue(self, event: Happened) -> None:
         self.issue(event.value)
 
     def _arrive(self, event: Happened) -> None:
-        self._waiting.append((len(self._order), self.env.now))
-        self._order.append(event.value)
+        for request in event.value:
+            self._waiting.append((len(self._order), self.env.now))
+            self._order.append(request)
         self._act()
 
     def _act(self, _event: object = None) -> None:
@@ -220,73 +235,96 @@ class _Engine:
         first = self._waiting[0][0]
         for _ in range(count):
             self._waiting.popleft()
-        bucket = bucket_of(count * self._setup.rows, self._setup.batching)
-        batch = _Batch(first, count, bucket, lane, self._service.noise())
+        rows = self._setup.computed(count * self._setup.rows)
+        running = (self._load() + self._work_s(rows)) / self._work_s(rows)
+        batch = _Batch(
+            first, count, rows, lane, self._service.noise(running), self.env.now + self._service.idle_s(rows)
+        )
         lane.launched += 1
         self._levels[lane.launched].append(lane)
         self._launched.append(batch)
         lane.queue.append(batch)
         if len(lane.queue) == 1:
-            self._advance()
-            # Starting costs time and no share of the device; it is told as work, at the present speed.
-            usual_s = self._service.at(bucket, len(self._running) + 1)
-            batch.left += self._service.idle_s(bucket) / (usual_s * batch.noise)
-            self._running.append(batch)
-            self._set_timer()
+            self._start(batch)
+
+    def _start(self, batch: _Batch) -> None:
+        """Let the first of a lane run as soon as its beginning is over, which goes on while it waits behind another."""
+        if batch.ready_s > self.env.now:
+            self.after(batch.ready_s - self.env.now, self._begin, batch)
+        else:
+            self._run(batch)
+
+    def _begin(self, event: Happened) -> None:
+        self._run(event.value)
+
+    def _run(self, batch: _Batch) -> None:
+        self._advance()
+        self._running.append(batch)
+        self._set_timer()
 
     def _answer(self, batch: _Batch) -> None:
         lane = batch.lane
         self._levels[lane.launched].remove(lane)
         lane.launched -= 1
         self._levels[lane.launched].append(lane)
-        for request in self._order[batch.first : batch.first + batch.count]:
-            self.after(self._service.after(), self._complete, request)
+        self.after(self._service.after(), self._complete, self._order[batch.first : batch.first + batch.count])
 
     def _complete(self, event: Happened) -> None:
-        self.completed[event.value] = self.env.now
-        self._left -= 1
-        if self.closed:
-            self.after(self._service.again(), self._issue, self.closed.popleft())
+        for request in event.value:
+            self.completed[request] = self.env.now
+        self._left -= len(event.value)
+        following = [self.closed.popleft() for _ in range(min(len(event.value), len(self.closed)))]
+        if following:
+            self.after(self._service.again(), self._issue, following)
 
     def _advance(self) -> None:
         """Let what runs get on up to now."""
         passed_s = self.env.now - self._advanced_s
         self._advanced_s = self.env.now
-        running = len(self._running)
-        times = self._times(running)
+        load = self._load()
         for batch in self._running:
-            batch.left -= passed_s / (times[batch.rows] * batch.noise)
+            batch.left -= passed_s / self._takes(batch, load)
 
-    def _times(self, running: int) -> dict[int, float]:
-        """Return what each bucket takes beside so many; every event asks for it."""
-        found = self._by_running.get(running)
+    def _work_s(self, rows: int) -> float:
+        found = self._work.get(rows)
         if found is None:
-            found = {rows: self._service.at(rows, running) for rows in self._setup.batching.buckets}
-            self._by_running[running] = found
+            found = self._work[rows] = self._service.work_s(rows)
         return found
+
+    def _load(self) -> float:
+        """Return the work of all that run."""
+        return sum([self._work_s(batch.rows) for batch in self._running])
+
+    def _takes(self, batch: _Batch, load: float) -> float:
+        """Return what a batch that runs takes as a whole beside such a load; every event asks for it."""
+        found = self._by_load.get((load, batch.rows))
+        if found is None:
+            found = self._service.at(batch.rows, load / self._work_s(batch.rows))
+            self._by_load[load, batch.rows] = found
+        return found * batch.noise
 
     def _set_timer(self) -> None:
         """Look again when the first of what runs ends, unless that changes before."""
-        running = len(self._running)
         self._timer += 1
-        if running:
-            times = self._times(running)
-            next_s = min([batch.left * times[batch.rows] * batch.noise for batch in self._running])
+        if self._running:
+            load = self._load()
+            next_s = min([batch.left * self._takes(batch, load) for batch in self._running])
             self.after(max(0.0, next_s), self._device, self._timer)
 
     def _device(self, event: Happened) -> None:
         if event.value != self._timer:
             return
         self._advance()
-        times = self._times(len(self._running))
-        ended = [batch for batch in self._running if batch.left * times[batch.rows] * batch.noise <= _DONE_S]
+        load = self._load()
+        ended = [batch for batch in self._running if batch.left * self._takes(batch, load) <= _DONE_S]
         for batch in ended:
             batch.done = True
             batch.lane.queue.popleft()
             self._running.remove(batch)
-            if batch.lane.queue:
-                self._running.append(batch.lane.queue[0])
         self._set_timer()
+        for batch in ended:
+            if batch.lane.queue:
+                self._start(batch.lane.queue[0])
         self._act()
 
     def _pause_next(self) -> None:
@@ -315,17 +353,17 @@ def simulate_closed(setup: Setup, service: Service, count: int, concurrency: int
     engine = _Engine(setup, service, count)
     at_once = min(count, concurrency)
     engine.closed.extend(range(at_once, count))
-    for request in range(at_once):
-        engine.issue(request)
+    engine.issue(range(at_once))
     engine.env.run()
     return Simulated(engine.issued, engine.completed, setup.rows)
 
 
 def _issuing(engine: _Engine, offsets_s: Seconds) -> simpy.events.ProcessGenerator:
-    for request, at_s in enumerate(offsets_s.tolist()):
+    moments, first = np.unique(offsets_s, return_index=True)
+    for at_s, begin, end in zip(moments.tolist(), first, (*first[1:], len(offsets_s)), strict=True):
         if at_s > engine.env.now:
             yield engine.env.timeout(at_s - engine.env.now)
-        engine.issue(request)
+        engine.issue(range(begin, end))
 
 
 def poisson(rate: float, count: int, seed: int) -> Seconds:
