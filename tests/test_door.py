@@ -32,12 +32,13 @@ class Supervisor:
         self.rings = []
         self.refusal = None
         self.wake_fd = os.eventfd(0)
+        self.ending_fd, self.ending = os.pipe()
         self._stop_fd = os.eventfd(0)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def offer(self, model=MODEL, engine=0, pid=None):
-        self.door.offer(model, Backend(pid or os.getpid(), self.wake_fd), engine)
+        self.door.offer(model, Backend(pid or os.getpid(), self.wake_fd, self.ending_fd), engine)
 
     def _run(self):
         while True:
@@ -55,7 +56,7 @@ class Supervisor:
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join(WAIT_S)
         self.door.close()
-        for descriptor in (*self.rings, self.wake_fd, self._stop_fd):
+        for descriptor in (*self.rings, self.wake_fd, self.ending_fd, self.ending, self._stop_fd):
             os.close(descriptor)
 
 
