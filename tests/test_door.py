@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -100,6 +101,19 @@ def test_a_client_that_goes_is_seen_at_the_backends_end(supervisor, path):
     assert not is_readable(supervisor.rings[0], 0)
     ring.close()
     assert is_readable(supervisor.rings[0])
+
+
+def test_a_client_has_what_tells_of_the_backends_end_and_of_its_beginning(supervisor, path):
+    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    supervisor.offer(pid=process.pid)
+    ring = ask_for_ring((path,), Ask(model="m"))
+    assert not is_readable(ring.pair.ending_fd, 0)
+    os.write(supervisor.ending, b".")
+    assert is_readable(ring.pair.ending_fd)
+    assert not is_readable(ring.pair.peer_fd, 0)
+    process.communicate(b"", WAIT_S)
+    assert is_readable(ring.pair.peer_fd)
+    ring.close()
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ FIRST = {
     "end a thread": end_a_thread,
 }
 LAST = {
-    "be replaced": lambda: os.execv("/bin/cat", ["cat"]),
+    "be replaced": lambda: os.execv("/bin/cat", ["cat"]),  # noqa: S606  it is what is tried
     "exit at once": lambda: os._exit(3),
-    "raise": lambda: [][0],
+    "raise": lambda: int("no number"),
 }
 
 
@@ -58,7 +58,7 @@ def live(page_fd, what, size):
     if what != "say nothing":
         tell_of_own_end(page_fd)
     FIRST.get(what, int)()
-    print("done", flush=True)
+    os.write(sys.stdout.fileno(), b"done\n")
     sys.stdin.readline()
     LAST.get(what, int)()
     return memory

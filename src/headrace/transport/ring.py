@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
