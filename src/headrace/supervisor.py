@@ -1,9 +1,10 @@
 """The parent of a server: starts backends and frontends, brings them together, starts anew what dies, stops them all.
 
 Frontends listen from the first moment and say that they are not ready until every model is. A backend that dies is
-noticed by the frontends themselves, which answer what it held with an error at once. Where it was the only engine of a
-version they are not ready until the next one is; other engines, and other models, go on. Which backends there are, and
-when frontends switch from one to another, is decided in `lifecycle`; this is what does it.
+noticed by the frontends themselves, which answer what it held with an error at once: they have its pidfd, and a pipe
+that is closed here as soon as its end begins (`transport.ending`). Where it was the only engine of a version they are
+not ready until the next one is; other engines, and other models, go on. Which backends there are, and when frontends
+switch from one to another, is decided in `lifecycle`; this is what does it.
 """
 
 from __future__ import annotations
