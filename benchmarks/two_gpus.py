@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import re
+import select
 import signal
 import statistics
 import subprocess
@@ -198,8 +199,12 @@ def fail_one(plan: Plan, folder: Path, clock: Clock) -> None:
             client.start()
         time.sleep(BEFORE_S + 2.0)  # 2 s for the clients to start
         victim = server.engines()[0]
+        end = os.pidfd_open(victim)
         killed_ns = time.monotonic_ns()
         os.kill(victim, signal.SIGKILL)
+        select.select([end], [], [], 10)
+        ended_ns = time.monotonic_ns()
+        os.close(end)
         noticed = server.when(" ended (exit code", 10)
         again = server.when("ready again", clock.left_s - AFTER_S - END_S)
         time.sleep(AFTER_S if again else 1.0)
@@ -207,9 +212,8 @@ def fail_one(plan: Plan, folder: Path, clock: Clock) -> None:
         rows = [row for _ in clients for row in records.get(timeout=20)]
         for client in clients:
             client.join(10)
-    write_failure(
-        folder, rows, {"killed_ns": killed_ns, "noticed": noticed, "ready_again": again, "lines": server.lines}
-    )
+    events = {"killed_ns": killed_ns, "ended_ns": ended_ns, "noticed": noticed, "ready_again": again}
+    write_failure(folder, rows, {**events, "lines": server.lines})
 
 
 def write_failure(folder: Path, rows: list[tuple[int, int, int, int, str]], events: dict[str, object]) -> None:
@@ -315,6 +319,8 @@ def failure_lines(folder: Path) -> Iterator[str]:
         yield f"- told after the kill: first {told[0] * 1e3:.0f} ms, last {told[-1] * 1e3:.0f} ms"
         reasons = sorted({error for error in table["error"] if error})
         yield f"- reasons: {'; '.join(reasons[:5])}"
+    if "ended_ns" in events:
+        yield f"- the engine's process was over {(events['ended_ns'] - killed_ns) / 1e6:.0f} ms after the kill"
     back_s = None if again is None else (again[0] - killed_ns) / 1e9
     yield f"- the engine was back after {'(not within the time)' if back_s is None else f'{back_s:.1f} s'}"
     yield ""

@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,12 +33,13 @@ class Supervisor:
         self.rings = []
         self.refusal = None
         self.wake_fd = os.eventfd(0)
+        self.ending_fd, self.ending = os.pipe()
         self._stop_fd = os.eventfd(0)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def offer(self, model=MODEL, engine=0, pid=None):
-        self.door.offer(model, Backend(pid or os.getpid(), self.wake_fd), engine)
+        self.door.offer(model, Backend(pid or os.getpid(), self.wake_fd, self.ending_fd), engine)
 
     def _run(self):
         while True:
@@ -55,7 +57,7 @@ class Supervisor:
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join(WAIT_S)
         self.door.close()
-        for descriptor in (*self.rings, self.wake_fd, self._stop_fd):
+        for descriptor in (*self.rings, self.wake_fd, self.ending_fd, self.ending, self._stop_fd):
             os.close(descriptor)
 
 
@@ -99,6 +101,19 @@ def test_a_client_that_goes_is_seen_at_the_backends_end(supervisor, path):
     assert not is_readable(supervisor.rings[0], 0)
     ring.close()
     assert is_readable(supervisor.rings[0])
+
+
+def test_a_client_has_what_tells_of_the_backends_end_and_of_its_beginning(supervisor, path):
+    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    supervisor.offer(pid=process.pid)
+    ring = ask_for_ring((path,), Ask(model="m"))
+    assert not is_readable(ring.pair.ending_fd, 0)
+    os.write(supervisor.ending, b".")
+    assert is_readable(ring.pair.ending_fd)
+    assert not is_readable(ring.pair.peer_fd, 0)
+    process.communicate(b"", WAIT_S)
+    assert is_readable(ring.pair.peer_fd)
+    ring.close()
 
 
 @pytest.mark.parametrize(

@@ -17,4 +17,5 @@ class BackendJob:
     served: ServedModelConfig
     place: Place
     wake: DupFdHolder  # the eventfd that wakes the backend, shared by all its rings
+    ending: DupFdHolder  # the page by which its end is told; see `transport.ending`
     control: Connection

@@ -62,16 +62,20 @@ class Part(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """A child process of ours that serves, and what wakes it. Its rings should lie near these CPUs, if any are told."""
+    """A child process of ours that serves, what wakes it, and what becomes readable when it begins to end.
+
+    Its rings should lie near these CPUs, if any are told.
+    """
 
     pid: int
     wake_fd: int
+    ending_fd: int
     cpus: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Offer:
-    """An engine that is ready, with descriptors of our own: what wakes its backend, and a pidfd of it."""
+    """An engine that is ready, with descriptors of our own: what wakes its backend, a pidfd of it, and `ending_fd`."""
 
     model: ServedModel
     engine: int
@@ -79,6 +83,7 @@ class _Offer:
     cpus: frozenset[int] | None
     wake_fd: int
     backend_fd: int
+    ending_fd: int
 
     @property
     def part(self) -> Part:
@@ -87,6 +92,12 @@ class _Offer:
     def close(self) -> None:
         os.close(self.wake_fd)
         os.close(self.backend_fd)
+        os.close(self.ending_fd)
+
+    def copy(self) -> _Offer:
+        """Return the same, with descriptors of its own."""
+        wake_fd, backend_fd, ending_fd = (os.dup(each) for each in (self.wake_fd, self.backend_fd, self.ending_fd))
+        return replace(self, wake_fd=wake_fd, backend_fd=backend_fd, ending_fd=ending_fd)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +148,8 @@ class Knock:
     def grant(self) -> None:
         """Hand the client its end."""
         ring = self.ring
-        descriptors = [ring.memory_fd, ring.wake_backend_fd, ring.wake_client_fd, self._offer.backend_fd]
+        told = [self._offer.backend_fd, self._offer.ending_fd]
+        descriptors = [ring.memory_fd, ring.wake_backend_fd, ring.wake_client_fd, *told]
         engines = self._door.engines(self._offer.part)
         self._end(Granted(ring.layout.rows, self.model, self._offer.engine, engines), descriptors)
 
@@ -180,7 +192,8 @@ class Door:
 
     def offer(self, model: ServedModel, backend: Backend, engine: int = 0) -> None:
         """Say that an engine of a model is ready. Clients of the model ask again, so that they use this one too."""
-        offer = _Offer(model, engine, backend.pid, backend.cpus, os.dup(backend.wake_fd), os.pidfd_open(backend.pid))
+        descriptors = os.dup(backend.wake_fd), os.pidfd_open(backend.pid), os.dup(backend.ending_fd)
+        offer = _Offer(model, engine, backend.pid, backend.cpus, *descriptors)
         with self._lock:
             before = self._offers.pop(offer.part, None)
             self._offers[offer.part] = offer
@@ -319,7 +332,7 @@ class Door:
             rows = max(model.max_batch_size, min(wanted, self._limits.rows_of(model.max_batch_size)))
             layout = Layout(rows=rows, inputs=model.inputs, outputs=model.outputs)
             self._require_room(guest, layout.total_bytes)
-            offer = replace(found, wake_fd=os.dup(found.wake_fd), backend_fd=os.dup(found.backend_fd))
+            offer = found.copy()
             guest.part, guest.backend, guest.by_default = offer.part, offer.pid, ask.version is None
             guest.ring_bytes, guest.due_ns = layout.total_bytes, 0
         try:

@@ -1,10 +1,11 @@
 """What is said at a server's door: a Unix socket through which a program on the same host gets a ring to a model.
 
-Each side says one thing: a length in 4 bytes, little-endian, then JSON. With `Granted` come four file descriptors
-(SCM_RIGHTS, unix(7)): the ring's memory, the eventfd that wakes the backend, the one that wakes the client, and a pidfd
-of the backend's process. The connection then stays open as long as the client wants the ring. The server half-closes it
-when the client should ask again, because the version is unloaded, another one is the default now, or the server stops:
-what is under way is still answered. Nothing is pickled.
+Each side says one thing: a length in 4 bytes, little-endian, then JSON. With `Granted` come five file descriptors
+(SCM_RIGHTS, unix(7)): the ring's memory, the eventfd that wakes the backend, the one that wakes the client, a pidfd of
+the backend's process, and a pipe that is closed when that process begins to end. The connection then stays open as long
+as the client wants the ring. The server half-closes it when the client should ask again, because the version is
+unloaded, another one is the default now, or the server stops: what is under way is still answered.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 from headrace.control import ServedModel
 from headrace.errors import TransportFailed
 
-DESCRIPTORS = 4
+DESCRIPTORS = 5
 MOST_ASKED_BYTES = 4096
 MOST_ANSWERED_BYTES = 1 << 20
 LENGTH = struct.Struct("<I")

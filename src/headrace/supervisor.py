@@ -1,9 +1,10 @@
 """The parent of a server: starts backends and frontends, brings them together, starts anew what dies, stops them all.
 
 Frontends listen from the first moment and say that they are not ready until every model is. A backend that dies is
-noticed by the frontends themselves, which answer what it held with an error at once. Where it was the only engine of a
-version they are not ready until the next one is; other engines, and other models, go on. Which backends there are, and
-when frontends switch from one to another, is decided in `lifecycle`; this is what does it.
+noticed by the frontends themselves, which answer what it held with an error at once: they have its pidfd, and a pipe
+that is closed here as soon as its end begins (`transport.ending`). Where it was the only engine of a version they are
+not ready until the next one is; other engines, and other models, go on. Which backends there are, and when frontends
+switch from one to another, is decided in `lifecycle`; this is what does it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from headrace.processes import ChildFailed
 from headrace.region_changes import RegionChanges
 from headrace.repository import Found, Repository
 from headrace.serve_config import ServeConfig
+from headrace.transport import ending
 from headrace.transport.layout import Layout
 from headrace.transport.pair import DupFdHolder, RingPair
 
@@ -61,11 +63,19 @@ class _Backend:
     place: Place
     wake_fd: int  # all its rings'
     end_fd: int  # a pidfd of its own, for those who must hear of its death before they have heard of it
+    ending: ending.Watch  # for the same, an earlier word
     model: ServedModel | None = None  # once it is ready
+    is_ending: bool = False
 
     def close(self) -> None:
+        """It must have ended."""
         os.close(self.wake_fd)
         os.close(self.end_fd)
+        self.ending.close()
+
+    def told_to(self, ring: RingPair) -> RingPair:
+        """Return a client's end of a ring, with what tells it of the backend's end."""
+        return replace(ring, peer_fd=self.end_fd, ending_fd=self.ending.fd)
 
     @property
     def part(self) -> Part:
@@ -172,7 +182,9 @@ class Supervisor:
         children = [child for child in self._children() if child is not None]
         controls = [child.control for child in children if child.control is not None]
         sentinels = [child.process.sentinel for child in children]
-        ready = set[object](wait([*controls, *sentinels, self._signals.fd, self._door.fd], self._timeout_s()))
+        endings = [backend.ending.fd for backend in self._backends.values() if not backend.is_ending]
+        others = [*endings, self._signals.fd, self._door.fd]
+        ready = set[object](wait([*controls, *sentinels, *others], self._timeout_s()))
         for number, frontend in enumerate(self._frontends):
             if frontend.child is not None:
                 self._look_at_frontend(number, frontend, frontend.child, ready)
@@ -235,6 +247,9 @@ class Supervisor:
     def _look_at_backend(self, number: int, backend: _Backend, ready: set[object]) -> None:
         child = backend.child
         has_ended = child.process.sentinel in ready
+        if backend.ending.fd in ready:  # the next one may start when memory and GPU are free again
+            backend.is_ending = True
+            self._hands.withdraw(backend)
         if child.control in ready or has_ended:
             for word in child.words():
                 self._heard_backend(number, backend, word)
@@ -329,13 +344,17 @@ class _Hands:
         served = found.served
         place = places(served.device, served.gpus, served.engines_per_device)[engine]
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        job = partial(BackendJob, served=served, place=place, wake=DupFdHolder(wake_fd))
+        page_fd = ending.make_page()
+        wake, end = DupFdHolder(wake_fd), DupFdHolder(page_fd)
+        job = partial(BackendJob, served=served, place=place, wake=wake, ending=end)
         name, target = f"backend {found.name} {found.version}", "headrace.backend.process:run_backend"
         with inherited(place):
             child = Child.start(name, target, lambda control: job(control=control))
         assert child.process.pid is not None
         end_fd = os.pidfd_open(child.process.pid)
-        self.backends[backend] = _Backend(child, found, engine, place, wake_fd, end_fd)
+        watch = ending.Watch(page_fd)
+        os.close(page_fd)
+        self.backends[backend] = _Backend(child, found, engine, place, wake_fd, end_fd, watch)
 
     def connect(self, backend: int, frontend: int) -> None:
         there, client = self.backends[backend], self.frontends[frontend].child
@@ -348,14 +367,14 @@ class _Hands:
             ring = RingPair.create(layout, there.wake_fd)
         try:
             there.child.send(Attach(ring))
-            client.send(Connect(replace(ring, peer_fd=there.end_fd), there.model, backend, there.engine))
+            client.send(Connect(there.told_to(ring), there.model, backend, there.engine))
         finally:
             ring.close()
 
     def offer(self, backend: int) -> None:
         there = self.backends[backend]
         if there.model is not None and there.child.process.pid is not None:
-            at = Backend(there.child.process.pid, there.wake_fd, there.place.cpus)
+            at = Backend(there.child.process.pid, there.wake_fd, there.ending.fd, there.place.cpus)
             self.door.offer(there.model, at, there.engine)
 
     def retire(self, backend: int, frontend: int) -> None:

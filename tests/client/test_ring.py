@@ -34,6 +34,7 @@ class Backend:
             path, ("127.0.0.1", 1), DoorLimits(rows_of=lambda _: ROWS, total_bytes=1 << 20), pytest.fail
         )
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.ending_fd, self.ending = os.pipe()
         self.ends = []
         self.holding = threading.Event()  # answers are held back
         self.taken = threading.Semaphore(0)
@@ -45,7 +46,7 @@ class Backend:
 
     def offer(self, engine=0):
         """Offer the first engine, or another one that is answered for here too."""
-        self.door.offer(MODEL, Engine(os.getppid() if engine else os.getpid(), self.wake_fd), engine)
+        self.door.offer(MODEL, Engine(os.getppid() if engine else os.getpid(), self.wake_fd, self.ending_fd), engine)
 
     def release(self):
         self.holding.clear()

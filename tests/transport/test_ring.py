@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from mmap import mmap
 
 import pytest
@@ -505,3 +506,18 @@ def test_the_memory_has_no_name_and_cannot_shrink(pair):
 def test_a_ring_larger_than_memory_is_refused():
     with pytest.raises(TransportFailed, match="lower --ring-slots or --batch-size"):
         RingPair.create(layout_of(rows=10**13))
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["that it has ended", "that it begins to end"])
+def test_a_client_hears_of_the_backends_end_by_what_tells_it_first(pair, first):
+    pipes = [os.pipe(), os.pipe()]
+    client = RingClient(replace(pair, peer_fd=pipes[0][0], ending_fd=pipes[1][0]))
+    assert client.take(0) == b""
+    os.close(pipes[first][1])
+    with pytest.raises(PeerGone):
+        client.take(LONGER_S)
+    during = os.listdir("/proc/self/fd")  # noqa: PTH208
+    client.close()
+    assert len(os.listdir("/proc/self/fd")) == len(during) - 1  # noqa: PTH208
+    for descriptor in (pipes[0][0], pipes[1][0], pipes[1 - first][1]):
+        os.close(descriptor)

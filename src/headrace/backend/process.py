@@ -31,6 +31,7 @@ from headrace.pipeline.wiring import LaneBuilder, batching_config, keep_compiled
 from headrace.processes import become_child, describe, failures_reported
 from headrace.runtime.device import divide_cpus, open_device
 from headrace.serve_config import ServedModelConfig
+from headrace.transport.ending import tell_of_own_end
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 def run_backend(job: BackendJob) -> None:
     """Serve. The target of the process."""
     become_child()
+    tell_of_own_end(job.ending.fd)
     sys.dont_write_bytecode = True  # beside a model file, where it could outlive a change of the file by a second
     with failures_reported(job.control, "the backend stopped"), ExitStack() as stack:
         try:

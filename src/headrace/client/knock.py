@@ -145,10 +145,9 @@ def _pair(answer: Answer, descriptors: list[int]) -> RingPair:
         raise TransportFailed(f"the server granted no ring: {type(answer).__name__}, {len(descriptors)} descriptors")
     model = answer.model
     layout = Layout(rows=answer.rows, inputs=model.inputs, outputs=model.outputs)
-    memory_fd, wake_backend_fd, wake_client_fd, backend_fd = descriptors
-    if os.fstat(memory_fd).st_size != layout.total_bytes:  # reading past its end would kill us
+    if os.fstat(descriptors[0]).st_size != layout.total_bytes:  # reading past its end would kill us
         raise TransportFailed("the ring's memory is not as large as its layout; both sides need the same version")
-    return RingPair(layout, memory_fd, wake_backend_fd, wake_client_fd, backend_fd)
+    return RingPair(layout, *descriptors)
 
 
 def _refusal(answer: Refused) -> HeadraceError:

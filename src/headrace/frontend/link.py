@@ -110,7 +110,7 @@ class BackendLink:
     """Requests to one backend. Made, used and closed on one event loop: `loop`, or the running one.
 
     The pair's `peer_fd` must tell of the backend's end: it may end before it has come to the ring.
-    `on_lost` is called once when the backend's process has ended; all requests that it held have failed by then.
+    `on_lost` is called once when the backend's process ends; all requests that it held have failed by then.
     """
 
     def __init__(
@@ -230,7 +230,10 @@ class BackendLink:
             held.answered.set_result(answer)
 
     def _lose(self) -> None:
-        """The backend's process has ended: take what it answered before, and fail the rest at once."""
+        """The backend's process ends: take what it answered before, and fail the rest at once.
+
+        Some of its threads, or its GPU, may still write to the rows: none of this ring is used again.
+        """
         self._take_answers()
         self.close()
         self._lost = True

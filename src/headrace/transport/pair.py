@@ -38,6 +38,7 @@ class RingPair:
 
     `peer_fd` becomes readable when whoever is at the other end has gone: for sides that share no process numbers, or
     must not trust what the other one says of itself. Without it a side watches the process that the other one names.
+    `ending_fd`, where there is one as well, becomes readable as soon as that process begins to end (`ending.Watch`).
     """
 
     layout: Layout
@@ -45,6 +46,7 @@ class RingPair:
     wake_backend_fd: int
     wake_client_fd: int
     peer_fd: int | None = None
+    ending_fd: int | None = None
 
     @classmethod
     def create(cls, layout: Layout, wake_backend_fd: int | None = None) -> RingPair:
@@ -73,7 +75,7 @@ class RingPair:
 
     def _descriptors(self) -> tuple[int, ...]:
         always = (self.memory_fd, self.wake_backend_fd, self.wake_client_fd)
-        return always if self.peer_fd is None else (*always, self.peer_fd)
+        return (*always, *(each for each in (self.peer_fd, self.ending_fd) if each is not None))
 
     def __getstate__(self) -> tuple[Layout, tuple[_Detachable, ...]]:
         return self.layout, tuple(cast("_Detachable", DupFd(descriptor)) for descriptor in self._descriptors())
@@ -81,7 +83,7 @@ class RingPair:
     def __setstate__(self, state: tuple[Layout, tuple[_Detachable, ...]]) -> None:
         self.layout, descriptors = state
         self.memory_fd, self.wake_backend_fd, self.wake_client_fd, *peer = (each.detach() for each in descriptors)
-        self.peer_fd = peer[0] if peer else None
+        self.peer_fd, self.ending_fd = (*peer, None, None)[:2]
 
 
 class DupFdHolder:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -53,17 +54,26 @@ CLIENT, BACKEND = 0, 1  # words of the header: the sides' process ids
 
 
 class _Peer:
-    """The process at the other end: as soon as it has said who it is, unless `known_fd` says when it ends."""
+    """The process at the other end: as soon as it has said who it is, unless the pair says when it ends."""
 
-    def __init__(self, memory: mmap, side: int, known_fd: int | None) -> None:
-        self._known_fd = known_fd
+    def __init__(self, memory: mmap, side: int, pair: RingPair) -> None:
+        self._known_fd = pair.peer_fd
+        self._known: select.epoll | None = None  # readable when any of these is
+        if pair.peer_fd is not None and pair.ending_fd is not None:
+            self._known = select.epoll()
+            for descriptor in (pair.peer_fd, pair.ending_fd):
+                self._known.register(descriptor, select.EPOLLIN)
+            self._known_fd = self._known.fileno()
         self._pids = memoryview(memory)[:16].cast("Q")
         self._pids[side] = os.getpid()
         self._other = BACKEND if side == CLIENT else CLIENT
         self._fd: int | None = None
 
     def find(self) -> int | None:
-        """Return a descriptor that becomes readable when the process ends (pidfd_open(2)); None before it has come."""
+        """Return a descriptor that becomes readable when the process ends; None before it has come.
+
+        When it begins to end, if the pair tells that; else when it has ended (pidfd_open(2)).
+        """
         if self._known_fd is not None:
             return self._known_fd
         pid = self._pids[self._other]
@@ -76,6 +86,8 @@ class _Peer:
         return self._fd
 
     def close(self) -> None:
+        if self._known is not None:
+            self._known.close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -88,7 +100,7 @@ class _Mapped:
         require_ordered_memory()
         self.layout: Layout = pair.layout
         self.memory = mmap(pair.memory_fd, self.layout.total_bytes, MAP_SHARED | MAP_POPULATE)
-        self.peer = _Peer(self.memory, side, pair.peer_fd)
+        self.peer = _Peer(self.memory, side, pair)
         wake_fds = (pair.wake_backend_fd, pair.wake_client_fd)
         self.requests, self.responses = (
             DescriptorRing(self.memory, self.layout.ring_offset(direction), entries, wake_fd, self.peer.find)
