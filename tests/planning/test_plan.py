@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def best(model):
-    return choose(model, setups(model, 1, [1], 1), Ask(rate=1, bound_s=40 * MS))[0]
+    return choose(model, setups((1, 8), 1, [1], 1), Ask(rate=1, bound_s=40 * MS))[0]
 
 
 def test_full_batches_on_all_lanes_are_the_most_that_an_engine_does(model):
@@ -45,7 +45,7 @@ def test_full_batches_on_all_lanes_are_the_most_that_an_engine_does(model):
 
 
 def test_with_room_in_the_bound_large_batches_win_and_without_it_small_ones(model):
-    tried = setups(model, 1, [1], 1)
+    tried = setups((1, 8), 1, [1], 1)
     assert {each.batching.buckets for each in tried} == {(1,), (1, 8)}
     roomy = choose(model, tried, Ask(rate=1, bound_s=40 * MS))[0]
     tight = choose(model, tried, Ask(rate=1, bound_s=3.5 * MS))[0]
@@ -58,7 +58,7 @@ def test_with_room_in_the_bound_large_batches_win_and_without_it_small_ones(mode
 
 def test_a_bound_that_a_lone_request_exceeds_is_refused_with_the_smallest_possible(model):
     with pytest.raises(InvalidOption, match=r"no number of GPUs .* p99 of 2\.\d+ ms"):
-        choose(model, setups(model, 1, [1], 1), Ask(rate=1, bound_s=1 * MS))
+        choose(model, setups((1, 8), 1, [1], 1), Ask(rate=1, bound_s=1 * MS))
 
 
 def test_a_fleet_grows_with_the_rate_and_its_share_keeps_the_bound(model, best):

@@ -76,6 +76,24 @@ def test_a_lone_request_takes_its_transport_its_start_and_its_batch():
     assert simulated.latency_s == pytest.approx([8 * MS])
 
 
+def test_a_batchs_beginning_goes_on_while_it_waits_behind_another():
+    world = World(lambda rows, running: 5 * MS, idle=2 * MS)
+    simulated = simulate_open(setup(depth=2), world, np.array([0.0, 1 * MS]))
+    # The second is launched at 1 ms, and could run at 3; the first runs from 2 to 7.
+    assert simulated.latency_s == pytest.approx([7 * MS, 11 * MS])
+
+
+def test_a_batch_is_as_much_slower_as_those_beside_it_weigh_more():
+    class Weighed(World):
+        def work_s(self, rows):
+            return float(rows)
+
+    world = Weighed(lambda rows, running: rows * running * MS)
+    simulated = simulate_open(setup(buckets=(1, 3), lanes=2), world, np.array([0.0, 0.0, 0.0, 0.5 * MS]))
+    # From 0.5 ms on each would take 4 ms. The larger needs 5/6 of that, and the small one then 1/6 of its own 1 ms.
+    assert simulated.latency_s == pytest.approx([23 / 6 * MS] * 3 + [3.5 * MS])
+
+
 def test_a_request_waits_for_company_as_long_as_the_delay_says():
     world = World(lambda rows, running: 5 * MS)
     alone = simulate_open(setup(buckets=(1, 2), delay_us=3000), world, np.array([0.0]))
@@ -139,7 +157,7 @@ def test_the_dispatcher_itself_makes_the_same_batches_from_the_same_arrivals_and
 
     def arrive(event):
         act(event)
-        dispatcher.submit([source.ticket(event.value, rows)])
+        dispatcher.submit([source.ticket(request, rows) for request in event.value])
 
     def device(event):
         before = [lane.queue[0] if lane.queue else None for lane in engine.lanes]
@@ -151,7 +169,7 @@ def test_the_dispatcher_itself_makes_the_same_batches_from_the_same_arrivals_and
 
     engine._arrive, engine._device = arrive, device
     for request, at_s in enumerate(arrivals):
-        engine.after(float(at_s), lambda event: engine.issue(event.value), request)
+        engine.after(float(at_s), lambda event: engine.issue([event.value]), request)
     engine.env.run()
     assert sum(count for _, count, _ in engine.log) == len(arrivals)
     for number, lane in enumerate(real_lanes):

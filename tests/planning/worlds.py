@@ -29,8 +29,11 @@ class World:
     def again(self):
         return 0.0
 
-    def noise(self):
+    def noise(self, running):
         return self._noise()
+
+    def work_s(self, rows):
+        return 1.0
 
     def at(self, rows, running):
         return self._seconds(rows, running)

@@ -51,7 +51,11 @@ class Transport:
     requests_per_s: float
     before: Seconds
     after: Seconds
-    again: Seconds  # from an answer until the client has sent the next request, in a closed loop
+    again: Seconds  # from an answer until the client has sent the next request; none in an open loop
+
+    def unlike(self, rows: int, requests_per_s: float) -> float:
+        """Return how unlike such requests these were."""
+        return abs(log(self.rows / rows)) + abs(log(self.requests_per_s / requests_per_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +101,20 @@ class Calibrated:
         Each request costs the host time, so their rate counts as their rows do. A mix changes little by little with the
         rate, where the most alike alone would change at once.
         """
-        weights = self._weights(rows, requests_per_s)
+
+        def mix(parts: Sequence[tuple[Transport, Seconds]]) -> Seconds:
+            distances = np.array([each.unlike(rows, requests_per_s) for each, _ in parts])
+            weights = np.exp(-STEEPNESS * (distances - distances.min()))
+            return _mixed([values for _, values in parts], weights / weights.sum(), random)
+
+        loops = [(each, each.again) for each in self.transports if len(each.again)]
         return Transport(
             rows=rows,
             requests_per_s=requests_per_s,
-            before=_mixed([each.before for each in self.transports], weights, random),
-            after=_mixed([each.after for each in self.transports], weights, random),
-            again=_mixed([each.again for each in self.transports], weights, random),
+            before=mix([(each, each.before) for each in self.transports]),
+            after=mix([(each, each.after) for each in self.transports]),
+            again=mix(loops) if loops else np.zeros(1),
         )
-
-    def _weights(self, rows: int, requests_per_s: float) -> Seconds:
-        distances = np.array(
-            [abs(log(each.rows / rows)) + abs(log(each.requests_per_s / requests_per_s)) for each in self.transports]
-        )
-        weights = np.exp(-STEEPNESS * (distances - distances.min()))
-        return np.asarray(weights / weights.sum())
 
 
 def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Generator) -> Seconds:
@@ -333,7 +336,7 @@ def _noise(seen: Sequence[_Seen], law: ServiceLaw) -> Noise:
     factors, levels = [np.empty(0)], [np.empty(0)]
     for each in seen:
         expected = _expected_s(each, law)
-        on_time = _on_time(each.batches.seconds, expected)
+        on_time = _on_time(each.batches.seconds, expected) & _usual(each)
         own = (each.batches.seconds / expected)[on_time]
         if len(own):
             # What a run differs from the law by is the law's error, not noise.
@@ -370,10 +373,10 @@ def _transports(runs: Sequence[Observed]) -> Iterable[Transport]:
 
 
 def _again(run: Observed) -> Seconds:
-    """The n-th answer lets the client send the request that is n + `concurrency` in order."""
+    """The n-th answer lets the client send the request that is n + `concurrency` in order; nothing in an open loop."""
     concurrency = run.concurrency
     if concurrency is None or concurrency >= len(run.records):
-        return np.zeros(1)
+        return np.empty(0)
     issued, completed = np.sort(run.records["issued_ns"]), np.sort(run.records["completed_ns"])
     gaps = np.maximum(issued[concurrency:] - completed[: len(issued) - concurrency], 0) / NS_PER_S
     return np.asarray(gaps[gaps <= _latest(float(np.median(gaps)))])

@@ -88,7 +88,8 @@ def again(run: Observed, model: Calibrated, seed: int) -> Simulated:
     """Simulate what a run did: its closed loop, or its requests at the moments at which it issued them."""
     rows, count = run.setup.rows, min(len(run.records), MOST_REQUESTS)
     if run.concurrency is not None:
-        fitted = Fitted(model, rows, run.setup.lanes / model.law.at(rows, run.setup.lanes), seed)
+        rate = run.setup.lanes / model.law.at(rows, run.setup.lanes)
+        fitted = Fitted(model, rows, rate, seed)
         guess = simulate_closed(run.setup, fitted, min(count, GUESSED), run.concurrency)
         fitted = Fitted(model, rows, guess.samples_per_s / rows, seed)
         return simulate_closed(run.setup, fitted, count, run.concurrency)
