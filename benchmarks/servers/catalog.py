@@ -62,6 +62,7 @@ class Server:
     frontends: int = 1
     delay_ms: float = 0.0
     tells: bool = True  # each of its workers writes into the info folder when it is warm
+    says: str = ""  # in its log when all of its engines are warm; an answer may come before
     is_null: bool = False  # answers are zeros
     spreads: bool = False  # is told of several GPUs
 
@@ -109,6 +110,7 @@ HEADRACE_ON_RAY = Server(
     environment=FAST_RAY,
     workers=4,
     tells=False,
+    says="ready: ",
     spreads=True,
 )
 
@@ -124,6 +126,7 @@ SERVERS = {
             workers=4,
             frontends=6,
             tells=False,
+            says="ready: ",
             spreads=True,
         ),
         LITSERVE,

@@ -98,6 +98,10 @@ class Bench:
     def python(self, server: Server) -> str:
         return str(self.args.python.get(server.name, sys.executable))
 
+    def log(self, visit: Visit) -> Path:
+        """Return where a server's own words go."""
+        return self.work / f"r{visit.repeat}-{visit.server.name}.log"
+
     def write(self, record: Mapping[str, object]) -> None:
         """Append a line to the raw results, and say on the screen what it is."""
         with (self.args.output / "cells.jsonl").open("a") as file:
@@ -242,7 +246,7 @@ def started(bench: Bench, visit: Visit, until: float) -> Iterator[Running]:
         environ = dict(os.environ) | server.environment | {VARIABLE: settings.to_json()}
         environ["TMPDIR"] = temporary
         environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.work / "inductor-cache")
-        log = bench.work / f"r{visit.repeat}-{server.name}.log"
+        log = bench.log(visit)
         began = time.monotonic()
         command = server.command(bench.python(server), settings)
         with log.open("w") as file:
@@ -272,7 +276,7 @@ def _wait_until_ready(
     while time.monotonic() < until:
         if process.poll() is not None:
             raise StartFailedError(f"it ended with {process.returncode}")
-        if len(list(info.glob("*.json"))) >= wanted:
+        if len(list(info.glob("*.json"))) >= wanted and visit.server.says in bench.log(visit).read_text():
             why = _probe(bench, visit)
             if not why:
                 time.sleep(POLL_S)
@@ -389,9 +393,9 @@ def main() -> None:
     args = parser().parse_args()
     args.python, args.set = dict(args.python), dict(args.set)
     began = time.monotonic()
-    (args.output / "requests").mkdir(parents=True, exist_ok=True)
     if args.engines > 1 and (lone := [name for name in args.servers if not SERVERS[name].spreads]):
         sys.exit(f"--engines {args.engines}: {', '.join(lone)} would use one GPU; leave them out")
+    (args.output / "requests").mkdir(parents=True, exist_ok=True)
     if (args.output / "cells.jsonl").exists():
         sys.exit(f"{args.output} holds results already; choose another folder")
     if paths := os.environ.get("PYTHONPATH"):  # servers run in a folder of their own
