@@ -1,4 +1,4 @@
-"""The load generator of benchmarks/servers: what it counts, and what it does not let pass."""
+"""The comparison of benchmarks/servers: what its load generator counts and does not let pass, and several GPUs."""
 
 import dataclasses
 import json
@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "servers"))
+import compare
 import load
+import ray_gpus
 
 import report
 
@@ -148,3 +151,26 @@ def test_the_table_marks_what_is_no_throughput_of_the_server(tmp_path):
     assert "| faulty, client-limited | (200) | " in text
     assert "| slow, not steady | (3) | " in text
     assert "late (repeat 0), 8 connections, 1 rows: skipped: no time left" in text
+
+
+def test_on_two_gpus_each_server_is_told_of_both():
+    args = compare.parser().parse_args([*ray_gpus.words(haproxy=True), "--output", "out"])
+    bench = compare.Bench(args, Path("work"), 0.05, 0.0)
+    args.set = dict(args.set)
+    told = {each.server.name: (each.server, each.settings) for each in compare.planned(bench)}
+    headrace, on_ray = (told[name][0].command("python", told[name][1]) for name in ("headrace", "headrace-on-ray"))
+    assert headrace[headrace.index("--gpus") + 1] == "0,1"
+    assert on_ray[on_ray.index("--replicas") + 1] == "2"
+    assert "--gpus" not in on_ray, "Ray chooses them"
+    assert {(told[name][1].engines, told[name][1].workers) for name in ("ray", "ray-default")} == {(2, 1)}
+    assert [name for name in told if name not in ray_gpus.words(haproxy=False)] == list(ray_gpus.WITH_HAPROXY)
+
+
+def test_a_server_that_knows_one_gpu_is_not_compared_on_several(monkeypatch, tmp_path):
+    output = tmp_path / "out"
+    monkeypatch.setattr(
+        sys, "argv", ["compare.py", "--servers", "null", "mosec", "--engines", "2", "--output", f"{output}"]
+    )
+    with pytest.raises(SystemExit, match="--engines 2: mosec would use one GPU"):
+        compare.main()
+    assert not output.exists()

@@ -27,15 +27,18 @@ def _headrace(python: str, settings: Settings) -> list[str]:
     command += ["--model-dir", settings.folder, "--compile-cache", str(Path(settings.folder) / "headrace-cache")]
     command += ["--max-batch-size", str(settings.max_batch_size), "--buckets", *map(str, settings.buckets)]
     command += ["--max-queue-delay-us", str(round(1000 * settings.delay_ms))]
+    if settings.engines > 1:
+        on_gpus = ["--gpus", ",".join(map(str, range(settings.engines)))]
+        command += ["--engines-per-device", str(settings.engines)] if settings.device == "cpu" else on_gpus
     return [*command, "--num-workers", str(settings.workers), "--frontends", str(settings.frontends)]
 
 
 def _headrace_on_ray(python: str, settings: Settings) -> list[str]:
-    """One replica on a cluster of its own, with the same model, lanes and batches as `_headrace`."""
-    serve = _headrace(python, settings)
+    """A replica for each engine on a cluster of its own, with the same model, lanes and batches as `_headrace`."""
+    serve = _headrace(python, replace(settings, engines=1))
     frontends = serve.index("--frontends")
     command = [*serve[: serve.index("serve")], "deploy", *serve[serve.index("serve") + 1 : frontends]]
-    return [*command, "--ray-address", "local", "--replicas", "1", "--max-body-bytes", str(256 << 20)]
+    return [*command, "--ray-address", "local", "--replicas", str(settings.engines), "--max-body-bytes", str(256 << 20)]
 
 
 def _mosec(python: str, settings: Settings) -> list[str]:
@@ -46,7 +49,7 @@ def _mosec(python: str, settings: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """`workers` and `frontends` are for a GPU machine with 16 cores; `delay_ms` is how long a batch waits to grow."""
+    """`workers` and `frontends` are for one GPU and 16 cores; `delay_ms` is how long a batch waits to grow."""
 
     name: str
     path: str
@@ -59,7 +62,9 @@ class Server:
     frontends: int = 1
     delay_ms: float = 0.0
     tells: bool = True  # each of its workers writes into the info folder when it is warm
+    says: str = ""  # in its log when all of its engines are warm; an answer may come before
     is_null: bool = False  # answers are zeros
+    spreads: bool = False  # is told of several GPUs
 
     def prefix(self, rows: int) -> str:
         """Return what stands in front of the rows in a body."""
@@ -94,6 +99,7 @@ RAY = Server(
     environment=FAST_RAY,
     workers=4,
     delay_ms=1.0,
+    spreads=True,
 )
 HEADRACE_ON_RAY = Server(
     name="headrace-on-ray",
@@ -104,6 +110,8 @@ HEADRACE_ON_RAY = Server(
     environment=FAST_RAY,
     workers=4,
     tells=False,
+    says="ready: ",
+    spreads=True,
 )
 
 SERVERS = {
@@ -118,6 +126,8 @@ SERVERS = {
             workers=4,
             frontends=6,
             tells=False,
+            says="ready: ",
+            spreads=True,
         ),
         LITSERVE,
         replace(LITSERVE, name="litserve-10ms", delay_ms=10.0),  # its batches are what came within the delay
@@ -158,6 +168,7 @@ SERVERS = {
             frontends=4,
             tells=False,
             is_null=True,
+            spreads=True,
         ),
     )
 }

@@ -98,6 +98,10 @@ class Bench:
     def python(self, server: Server) -> str:
         return str(self.args.python.get(server.name, sys.executable))
 
+    def log(self, visit: Visit) -> Path:
+        """Return where a server's own words go."""
+        return self.work / f"r{visit.repeat}-{visit.server.name}.log"
+
     def write(self, record: Mapping[str, object]) -> None:
         """Append a line to the raw results, and say on the screen what it is."""
         with (self.args.output / "cells.jsonl").open("a") as file:
@@ -157,8 +161,9 @@ def settings_of(bench: Bench, server: Server) -> Settings:
         compile_mode=args.compile_mode,
         buckets=tuple(args.buckets),
         workers=1 if on_cpu else server.workers,
-        frontends=min(server.frontends, max(1, cpus // 2)),
+        frontends=min(server.frontends * args.engines, max(1, cpus // 2)),
         delay_ms=server.delay_ms,
+        engines=args.engines,
     )
     changes = {key: value for (name, key), value in args.set.items() if name == server.name}
     return replace(settings, **changes)
@@ -241,7 +246,7 @@ def started(bench: Bench, visit: Visit, until: float) -> Iterator[Running]:
         environ = dict(os.environ) | server.environment | {VARIABLE: settings.to_json()}
         environ["TMPDIR"] = temporary
         environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.work / "inductor-cache")
-        log = bench.work / f"r{visit.repeat}-{server.name}.log"
+        log = bench.log(visit)
         began = time.monotonic()
         command = server.command(bench.python(server), settings)
         with log.open("w") as file:
@@ -266,12 +271,12 @@ def _wait_until_ready(
     """Return what its workers told, when all have and one answer was right. Raises StartFailedError."""
     until = time.monotonic() + timeout_s
     info = Path(visit.settings.info_folder)
-    wanted = visit.settings.workers if visit.server.tells else 0
+    wanted = visit.settings.engines * visit.settings.workers if visit.server.tells else 0
     why = f"{wanted} workers were to be warm"
     while time.monotonic() < until:
         if process.poll() is not None:
             raise StartFailedError(f"it ended with {process.returncode}")
-        if len(list(info.glob("*.json"))) >= wanted:
+        if len(list(info.glob("*.json"))) >= wanted and visit.server.says in bench.log(visit).read_text():
             why = _probe(bench, visit)
             if not why:
                 time.sleep(POLL_S)
@@ -362,9 +367,11 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR", help="raw results and the table go there")
     add("--work", type=Path, metavar="DIR", help="keeps weights, compiled code and logs (default: a temporary folder)")
     add("--python", nargs="+", type=_python, default=[], metavar="SERVER=PATH", help="its interpreter (default: ours)")
-    add("--set", nargs="+", type=_setting, default=[], metavar="SERVER.KEY=N", help="workers, frontends or delay_ms")
+    setting = "workers, frontends or delay_ms; what is set again, counts"
+    add("--set", nargs="+", action="extend", type=_setting, default=[], metavar="SERVER.KEY=N", help=setting)
     add("--model", choices=("resnet18", "tiny"), default="resnet18")
     add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--engines", type=int, default=1, metavar="N", help="one on each of so many GPUs; on the CPU, so many")
     add("--precision", choices=("float32", "tf32", "bf16", "fp16"), default="float32")
     add("--compile", action=argparse.BooleanOptionalAction, default=False)
     add("--compile-mode", default="default", help="of torch.compile, where a script of ours calls it")
@@ -386,6 +393,8 @@ def main() -> None:
     args = parser().parse_args()
     args.python, args.set = dict(args.python), dict(args.set)
     began = time.monotonic()
+    if args.engines > 1 and (lone := [name for name in args.servers if not SERVERS[name].spreads]):
+        sys.exit(f"--engines {args.engines}: {', '.join(lone)} would use one GPU; leave them out")
     (args.output / "requests").mkdir(parents=True, exist_ok=True)
     if (args.output / "cells.jsonl").exists():
         sys.exit(f"{args.output} holds results already; choose another folder")

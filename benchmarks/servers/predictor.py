@@ -40,7 +40,7 @@ class Predictor:
         torch.backends.cudnn.benchmark = True
         torch._dynamo.config.recompile_limit = 64  # noqa: SLF001  # one for each bucket; 8 by default, then eager
         if settings.device == "cpu":
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.workers))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (settings.engines * settings.workers)))
         self._model, compiled = self._prepared(build(settings.model, Path(settings.folder)))
         pinned = settings.device != "cpu"
         size = (settings.max_batch_size, *ROW_SHAPE)

@@ -10,7 +10,7 @@ GIVEN = settings.from_environment()
 
 
 @serve.deployment(
-    num_replicas=GIVEN.workers,
+    num_replicas=GIVEN.engines * GIVEN.workers,
     max_ongoing_requests=4 * GIVEN.max_batch_size,
     ray_actor_options={"num_cpus": 0, "num_gpus": 0 if GIVEN.device == "cpu" else 1 / GIVEN.workers},
 )

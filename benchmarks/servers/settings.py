@@ -28,6 +28,7 @@ class Settings:
     workers: int  # processes, or lanes, that compute
     frontends: int  # processes that speak HTTP
     delay_ms: float  # how long a batch may wait to grow
+    engines: int = 1  # of `workers` each: one on every GPU, or so many on the CPU
 
     @property
     def max_batch_size(self) -> int:

@@ -113,7 +113,7 @@ def connect(address: str, timeout_s: float, working_dir: Path | None = None) -> 
     except (ConnectionError, RuntimeError, ValueError) as error:  # none runs here; of another version; a large folder
         raise Unreachable(
             f"--ray-address {address}: {_first_line(error)}; start a cluster with `ray start --head`, name one, or use"
-            " --ray-address local"
+            " --ray-address local; for one at an address that asks for a token, set RAY_AUTH_MODE=token"
         ) from error
 
 
