@@ -102,6 +102,11 @@ def asking(args: argparse.Namespace) -> Asking:
         url=args.url, model=args.model or "", version=args.model_version, shapes=dict(map(parse_shape, args.shape))
     )
     target.validate()
+    if target.encrypted:
+        raise InvalidOption(
+            f"--url {target.url}: perf_analyzer is not told of certificates here; give http:// or grpc://, or measure"
+            " with headrace bench"
+        )
     if target.scheme == "null":
         parse_law(target.url)
     return Asking(

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace import options
-from headrace.config import InputConfig, ModelConfig, RunConfig, TargetConfig
+from headrace.config import AccessConfig, InputConfig, ModelConfig, RunConfig, TargetConfig
 from headrace.errors import InvalidOption
+from headrace.target.access import read_access
 
 NUM_ITERS = 100
 OF_DESIGNS = ("profile", "keep_answers", "exclusive", "reference_cache", "num_workers", "transport", "compile")
@@ -20,8 +21,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--url",
         metavar="URL",
-        help="http://HOST:PORT or grpc://HOST:PORT of any server of the v2 protocol, with --model; or null://LAW, a"
-        " server of known law that is started for the run, as null://fixed?service=2ms",
+        help="http://HOST:PORT or grpc://HOST:PORT of any server of the v2 protocol, https or grpcs over TLS, with"
+        " --model; or null://LAW, a server of known law that is started for the run, as null://fixed?service=2ms",
     )
     group.add_argument("--model-version", metavar="N", help="(default: which the server chooses)")
     group.add_argument("--generators", type=int, default=1, metavar="G", help="processes that send (default: 1)")
@@ -77,6 +78,21 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of headrace calibrate (default: this machine's own)"
     )
+    _add_access_options(parser)
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what such a server asks of its clients; results hold these names and no secret")
+    group.add_argument(
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificates of who vouches for the server (default: those that this system trusts)",
+    )
+    group.add_argument("--client-cert", type=Path, metavar="FILE", help="PEM chain to show to a server that asks")
+    group.add_argument("--client-key", type=Path, metavar="FILE", help="its private key, PEM, without a password")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="holds a bearer token; closed to other users")
+    group.add_argument("--token-env", metavar="NAME", help="an environment variable that holds a bearer token")
 
 
 def target_run_config(args: argparse.Namespace) -> RunConfig:
@@ -106,9 +122,18 @@ def target_run_config(args: argparse.Namespace) -> RunConfig:
             tolerance=args.tolerance,
             connections=args.connections,
             request_timeout_s=args.request_timeout,
+            access=AccessConfig(
+                ca_file=args.ca_file,
+                client_cert=args.client_cert,
+                client_key=args.client_key,
+                token_file=args.token_file,
+                token_env=args.token_env,
+            ),
         ),
     )
     config.validate()
+    assert config.target is not None
+    read_access(config.target)  # refused here, before anything is written
     return config
 
 

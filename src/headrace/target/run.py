@@ -35,10 +35,12 @@ from headrace.errors import InputError
 from headrace.processes import Ready
 from headrace.target import expected as right
 from headrace.target import recorder
+from headrace.target.access import read_access
 from headrace.target.asking import Asker, Declared, HttpAsker, ServerCounts, ask
 from headrace.target.counters import shared_words
 from headrace.target.expected import Expected, Tally
 from headrace.target.generator import GeneratorDone
+from headrace.target.handshake import Endpoint
 from headrace.target.jobs import Checked, CheckJob
 from headrace.target.law import MODEL, parse_law
 from headrace.target.null_server import Listening, Log, NullJob
@@ -169,7 +171,8 @@ class _Run:
         self._crew = Crew(watcher.look)
         open_things.callback(self._crew.stop)
         self._url, self._target = self._resolve(target)
-        self._asker: Asker = ask(self._target, self._url)
+        self._access = read_access(self._target)
+        self._asker: Asker = ask(self._target, Endpoint(self._url, self._access))
         open_things.callback(self._asker.close)
 
     def _resolve(self, target: TargetConfig) -> tuple[str, TargetConfig]:
@@ -198,7 +201,7 @@ class _Run:
         target, config = self._target, self._config
         declared = self._asker.inputs()
         inputs = make_inputs(declared, target, config.inputs.batch_size, config.inputs.seed)
-        over_grpc = target.scheme == "grpc"
+        over_grpc = target.over_grpc
         return _Payloads(
             declared=declared,
             inputs=inputs,
@@ -301,6 +304,7 @@ class _Run:
                 output=output,
                 report=report,
                 counters=self._counters,
+                access=self._access,
             )
             return sender.job(own)
 
@@ -335,8 +339,10 @@ class _Run:
         verdict = validity.judge(measured, metrics, config.load.kind, counted)
         payload_bytes = payloads.mean_bytes
         limited = validity.client_limited(validity.requests_per_s(metrics), metrics.response_time, payload_bytes, known)
-        if self._target.scheme == "grpc":
+        if self._target.over_grpc:
             limited = ["not calibrated: what the harness adds over gRPC is unknown"]
+        elif self._target.encrypted:
+            limited.append("not calibrated: what the harness adds over TLS is unknown")
         check = compared.expected.summary(_summed(sent.done))
         fail = None if sent.before is None or sent.after is None else sent.after.fail - sent.before.fail
         summary = RunSummary(
