@@ -45,15 +45,15 @@ class Access:
         """The same for gRPC."""
         return tuple(self.authorization.items()) or None
 
-    def context(self, protocol: str) -> ssl.SSLContext:
-        """Return what makes connections that speak `protocol` within TLS. Raises InvalidOption for unusable files."""
+    def context(self, *protocols: str) -> ssl.SSLContext:
+        """Return what makes connections over TLS that offer these. Raises InvalidOption for unusable files."""
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:  # ssl.SSLError is one
             raise InvalidOption(
                 f"--ca-file {self.ca_file}: cannot be used ({reason_of(error)}); give certificates, PEM"
             ) from error
-        context.set_alpn_protocols([protocol])
+        context.set_alpn_protocols(list(protocols))
         if self.client_cert is not None:
             try:
                 context.load_cert_chain(self.client_cert, self.client_key, password=refuse_password)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -105,7 +104,7 @@ def why(endpoint: Endpoint, error: Exception) -> str:
             return f"{endpoint.url}: the server there speaks TLS; give {endpoint.other(scheme)}"
         return nobody
     said = None if isinstance(error, ssl.SSLEOFError) else tls_words(endpoint, error)  # an end alone may be a refusal
-    return said or tls_words(endpoint, _refusal(endpoint)) or nobody
+    return said or _look(endpoint) or nobody
 
 
 def tls_words(endpoint: Endpoint, error: Exception | None) -> str | None:
@@ -124,12 +123,7 @@ def tls_words(endpoint: Endpoint, error: Exception | None) -> str | None:
     if "ALPN" in reason or "NO_APPLICATION_PROTOCOL" in reason:
         words = f"the server there does not speak {endpoint.protocol}; give the port that does"
     elif "ALERT" in reason and any(each in reason for each in _REFUSES_CLIENT):
-        given = endpoint.access.client_cert
-        words = (
-            f"the server wants a client's certificate ({reason}); give --client-cert and --client-key"
-            if given is None
-            else f"the server does not take --client-cert {given} ({reason}); give one of an authority that it knows"
-        )
+        words = _refusal_words(endpoint, reason)
     elif any(each in reason for each in _NO_TLS):
         words = no_tls.format(reason)
     else:
@@ -153,17 +147,41 @@ def _certificate_words(endpoint: Endpoint, error: ssl.SSLCertVerificationError) 
     return f"{endpoint.url}: the server's certificate is not valid ({message.rstrip('.')}); {remedy}"
 
 
-def _refusal(endpoint: Endpoint) -> Exception | None:
-    """Return how a server refuses us after its handshake: TLS 1.3 tells of certificates only then (RFC 8446, 2).
+def _look(endpoint: Endpoint) -> str | None:
+    """Say what a server does after the handshake: TLS 1.3 refuses certificates only then (RFC 8446, 2).
 
-    Nothing is sent meanwhile, since what the server leaves unread makes the system drop its alert.
+    Nothing is sent meanwhile, since what the server leaves unread makes the system drop its alert. Some end the
+    connection without any, ours among them.
     """
     try:
-        with connect(endpoint, endpoint.context(), LOOK_S) as peer, suppress(TimeoutError):
-            peer.recv(1)
+        with connect(endpoint, endpoint.access.context(*dict.fromkeys((endpoint.protocol, HTTP_2))), LOOK_S) as peer:
+            agreed = peer.selected_alpn_protocol()
+            ended = _ends(peer)
     except OSError as error:
-        return error
+        return tls_words(endpoint, error)
+    if agreed == HTTP_2 != endpoint.protocol:
+        return f"{endpoint.url}: the server there speaks HTTP/2, as gRPC does; give {endpoint.other('grpcs')}"
+    if ended:
+        return (
+            f"{endpoint.url}: {_refusal_words(endpoint, 'so it seems: it ends the connection after the TLS handshake')}"
+        )
     return None
+
+
+def _ends(peer: ssl.SSLSocket) -> bool:
+    try:
+        return not peer.recv(1)
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def _refusal_words(endpoint: Endpoint, how: str) -> str:
+    given = endpoint.access.client_cert
+    if given is None:
+        return f"the server wants a client's certificate ({how}); give --client-cert and --client-key"
+    return f"the server does not take --client-cert {given} ({how}); give one of an authority that it knows"
 
 
 def _speaks_tls(endpoint: Endpoint) -> bool:
