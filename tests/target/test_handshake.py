@@ -119,6 +119,7 @@ def test_where_nobody_listens_that_is_said(made, tmp_path, scheme):
 
 @pytest.fixture(scope="module")
 def server(made, tmp_path_factory):
+    """Ours, with a certificate, for clients that have one too, and a token."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "tokens").write_text(f"{TOKEN}\n")
     (folder / "tokens").chmod(0o600)
@@ -132,92 +133,90 @@ def server(made, tmp_path_factory):
     started.stop()
 
 
-class TestOurServer:
-    """With a certificate, for clients that have one too and a token."""
+def url_of(server, scheme):
+    return f"{scheme}://{server.address if scheme in ('http', 'https') else server.grpc_address}"
 
-    @staticmethod
-    def url(server, scheme):
-        return f"{scheme}://{server.address if scheme in ('http', 'https') else server.grpc_address}"
 
-    @staticmethod
-    def let_in(made, **more):
-        cert, key = made.client
-        return AccessConfig(ca_file=made.ca, client_cert=cert, client_key=key, **more)
+def let_in(made, **more):
+    cert, key = made.client
+    return AccessConfig(ca_file=made.ca, client_cert=cert, client_key=key, **more)
 
-    @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_it_is_measured_by_several_processes_and_results_do_not_hold_the_token(
-        self, made, server, tmp_path, scheme
-    ):
-        outcome = measure(
-            tmp_path,
-            self.url(server, scheme),
-            LoadConfig(kind="constant", rate=60, num_iters=30),
-            model="served",
-            int_range=(20, 60),
-            generators=2,
-            access=self.let_in(made, token_file=server.tokens),
-        )
-        summary = outcome.summary
-        assert summary.error is None
-        assert summary.target.server_success == len(answered(outcome)) == 30
-        assert summary.experiment == f"{scheme}-served"
-        assert any(mark.startswith("not calibrated") for mark in summary.marks)
-        assert TOKEN not in repr(outcome)
-        assert str(server.tokens).encode() in encode(summary)
-        assert_without_token(tmp_path / "run")
 
-    @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_without_its_token_nobody_is_let_in_and_the_options_are_named(self, made, server, tmp_path, scheme):
-        (tmp_path / "wrong").write_text("wrong-token\n")
-        (tmp_path / "wrong").chmod(0o600)
-        for given, remedy in (
-            ({}, "name a file that holds its bearer token with --token-file, or a variable with --token-env"),
-            ({"token_file": tmp_path / "wrong"}, "it does not take the token"),
-        ):
-            with pytest.raises(InvalidOption, match=remedy) as error:
-                measure(
-                    tmp_path,
-                    self.url(server, scheme),
-                    BURST,
-                    model="served",
-                    access=self.let_in(made, **given),
-                )
-            assert "wrong-token" not in str(error.value)
-        assert not (tmp_path / "run").exists()
-
-    @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_without_a_certificate_nobody_is_let_in(self, made, server, tmp_path, scheme):
-        assert "give --client-cert and --client-key" in refused(tmp_path, self.url(server, scheme), ca_file=made.ca)
-
-    @pytest.mark.parametrize(("scheme", "encrypted"), [("http", "https"), ("grpc", "grpcs")])
-    def test_in_plain_text_nobody_is_let_in(self, server, tmp_path, scheme, encrypted):
-        assert f"speaks TLS; give {encrypted}://" in refused(tmp_path, self.url(server, scheme))
-
-    @pytest.mark.parametrize(
-        ("scheme", "of", "named"),
-        [("https", "grpc", "speaks HTTP/2, as gRPC does"), ("grpcs", "http", "does not speak HTTP/2")],
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_our_server_is_measured_by_several_processes_and_no_result_holds_the_token(made, server, tmp_path, scheme):
+    outcome = measure(
+        tmp_path,
+        url_of(server, scheme),
+        LoadConfig(kind="constant", rate=60, num_iters=30),
+        model="served",
+        int_range=(20, 60),
+        generators=2,
+        access=let_in(made, token_file=server.tokens),
     )
-    def test_the_wrong_one_of_its_ports_is_named(self, made, server, tmp_path, scheme, of, named):
-        cert, key = made.client
-        url = f"{scheme}://{server.address if of == 'http' else server.grpc_address}"
-        words = refused(tmp_path, url, ca_file=made.ca, client_cert=cert, client_key=key)
-        assert named in words
+    summary = outcome.summary
+    assert summary.error is None
+    assert summary.target.server_success == len(answered(outcome)) == 30
+    assert summary.experiment == f"{scheme}-served"
+    assert any(mark.startswith("not calibrated") for mark in summary.marks)
+    assert TOKEN not in repr(outcome)
+    assert str(server.tokens).encode() in encode(summary)
+    assert_without_token(tmp_path / "run")
 
-    def test_the_command_takes_the_token_from_a_variable_and_prints_nothing_of_it(
-        self, made, server, tmp_path, monkeypatch
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_without_the_servers_token_nobody_is_let_in_and_the_options_are_named(made, server, tmp_path, scheme):
+    (tmp_path / "wrong").write_text("wrong-token\n")
+    (tmp_path / "wrong").chmod(0o600)
+    for given, remedy in (
+        ({}, "name a file that holds its bearer token with --token-file, or a variable with --token-env"),
+        ({"token_file": tmp_path / "wrong"}, "it does not take the token"),
     ):
-        monkeypatch.setenv("A_TOKEN", TOKEN)
-        ended = commands.run(
-            *("bench", "--url", self.url(server, "https"), "--model", "served", "--int-range", 20, 60),
-            *("--ca-file", made.ca, "--client-cert", made.client[0], "--client-key", made.client[1]),
-            *("--token-env", "A_TOKEN", "--load", "closed", "--concurrency", 2, "--num-iters", 20),
-            *("--output-dir", "run", "--output-file", "runs.csv", "--json"),
-            cwd=tmp_path,
-        )
-        assert ended.code == 0, ended.err
-        assert "A_TOKEN" in json.loads(ended.out)["options"]["target"]["access"].values()
-        assert TOKEN not in ended.out + ended.err
-        assert_without_token(tmp_path)
+        with pytest.raises(InvalidOption, match=remedy) as error:
+            measure(
+                tmp_path,
+                url_of(server, scheme),
+                BURST,
+                model="served",
+                access=let_in(made, **given),
+            )
+        assert "wrong-token" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_without_a_certificate_nobody_is_let_in(made, server, tmp_path, scheme):
+    assert "give --client-cert and --client-key" in refused(tmp_path, url_of(server, scheme), ca_file=made.ca)
+
+
+@pytest.mark.parametrize(("scheme", "encrypted"), [("http", "https"), ("grpc", "grpcs")])
+def test_in_plain_text_our_server_lets_nobody_in(server, tmp_path, scheme, encrypted):
+    assert f"speaks TLS; give {encrypted}://" in refused(tmp_path, url_of(server, scheme))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "of", "named"),
+    [("https", "grpc", "speaks HTTP/2, as gRPC does"), ("grpcs", "http", "does not speak HTTP/2")],
+)
+def test_the_wrong_one_of_a_servers_ports_is_named(made, server, tmp_path, scheme, of, named):
+    cert, key = made.client
+    url = f"{scheme}://{server.address if of == 'http' else server.grpc_address}"
+    words = refused(tmp_path, url, ca_file=made.ca, client_cert=cert, client_key=key)
+    assert named in words
+
+
+def test_the_command_takes_the_token_from_a_variable_and_prints_nothing_of_it(made, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_TOKEN", TOKEN)
+    ended = commands.run(
+        *("bench", "--url", url_of(server, "https"), "--model", "served", "--int-range", 20, 60),
+        *("--ca-file", made.ca, "--client-cert", made.client[0], "--client-key", made.client[1]),
+        *("--token-env", "A_TOKEN", "--load", "closed", "--concurrency", 2, "--num-iters", 20),
+        *("--output-dir", "run", "--output-file", "runs.csv", "--json"),
+        cwd=tmp_path,
+    )
+    assert ended.code == 0, ended.err
+    assert "A_TOKEN" in json.loads(ended.out)["options"]["target"]["access"].values()
+    assert TOKEN not in ended.out + ended.err
+    assert_without_token(tmp_path)
 
 
 def assert_without_token(folder):
