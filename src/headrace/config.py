@@ -31,6 +31,7 @@ TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
 LOADS: tuple[LoadKind, ...] = get_args(LoadKind)
 OPEN_LOADS: tuple[LoadKind, ...] = ("constant", "poisson", "replay")  # sent by a schedule, whatever comes back
+NULL_OVER_GRPC = "transport=grpc"  # in a null server's URL, see target.law
 ENCRYPTED = ("https", "grpcs")  # schemes of a server's URL
 MOST_ENGINES = 64  # of one version of a model
 
@@ -272,7 +273,7 @@ class TargetConfig:
 
     @property
     def over_grpc(self) -> bool:
-        return self.scheme in ("grpc", "grpcs")
+        return self.scheme in ("grpc", "grpcs") or (self.scheme == "null" and NULL_OVER_GRPC in self.url)
 
     @property
     def encrypted(self) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from headrace import options
 from headrace.config import AccessConfig, InputConfig, ModelConfig, RunConfig, TargetConfig
 from headrace.errors import InvalidOption
 from headrace.target.access import read_access
+from headrace.target.law import Transport
 
 NUM_ITERS = 100
 OF_DESIGNS = ("profile", "keep_answers", "exclusive", "reference_cache", "num_workers", "transport", "compile")
@@ -148,6 +150,7 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `headrace calibrate`."""
+    parser.add_argument("--transport", choices=get_args(Transport), default="http", help="(default: http)")
     parser.add_argument("--generators", type=int, default=1, metavar="G", help="processes that send (default: 1)")
     parser.add_argument(
         "--duration", type=options.seconds, default=5.0, metavar="TIME", help="of each measurement (default: 5s)"
@@ -168,7 +171,8 @@ def add_null_server_options(parser: argparse.ArgumentParser) -> None:
         default="null://fixed?service=1ms",
         metavar="URL",
         help="null://fixed?service=2ms&servers=1 or null://exponential?mean=2ms&seed=1; and stall=2s&stall_at=1s,"
-        " shed=0.02, wrong=0.01, drop=0.001, cached=1, bytes=1024 (of an input row)",
+        " shed=0.02, wrong=0.01, drop=0.001, cached=1, bytes=1024 (of an input row),"
+        " transport=grpc",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)")

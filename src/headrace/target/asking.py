@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.config import TargetConfig
 from headrace.errors import HeadraceError, InvalidOption, RunFailed, TransportFailed, UnknownModel, Unreachable
+from headrace.target import null_grpc
 from headrace.target.handshake import HANDSHAKE_S, Endpoint, connect, require_handshake, why
 from headrace.target.null_server import LOG_PATH, RESET_PATH, Log, read_log
 from headrace.wire.datatypes import TO_DTYPE
@@ -52,6 +53,12 @@ class Asker(Protocol):
 
     def infer(self, body: bytes, header_bytes: int) -> tuple[Output, ...]:
         """Return the answer to a request. Raises RunFailed where it is refused, TransportFailed for what is none."""
+
+    def reset(self) -> None:
+        """Have a null server of ours count anew."""
+
+    def log(self) -> Log:
+        """Return what a null server of ours saw since `reset`."""
 
     def close(self) -> None: ...
 
@@ -128,11 +135,9 @@ class HttpAsker:
         return decode_answer(answer, int(length) if length and length.isdecimal() else None)
 
     def reset(self) -> None:
-        """Have a null server count anew."""
         self._ask("POST", self._prefix + RESET_PATH)
 
     def log(self) -> Log:
-        """Return what a null server saw since `reset`."""
         return read_log(self._ask("GET", self._prefix + LOG_PATH)[2])
 
     def close(self) -> None:
@@ -186,11 +191,18 @@ class GrpcAsker:
     def infer(self, body: bytes, header_bytes: int) -> tuple[Output, ...]:  # noqa: ARG002  all of it is the message
         return decode_message(self._call("ModelInfer", body))
 
+    def reset(self) -> None:
+        self._call(null_grpc.RESET, b"")
+
+    def log(self) -> Log:
+        return read_log(self._call(null_grpc.LOG, b""))
+
     def close(self) -> None:
         self._channel.close()
 
     def _call(self, name: str, message: bytes) -> bytes:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(SERVICE + name)
+        path = name if name.startswith("/") else SERVICE + name
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
         try:
             answer: bytes = call(
                 message, timeout=self._target.request_timeout_s, metadata=self._endpoint.access.metadata
