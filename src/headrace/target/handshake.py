@@ -107,7 +107,7 @@ def why(endpoint: Endpoint, error: Exception) -> str:
     return said or _look(endpoint) or nobody
 
 
-def tls_words(endpoint: Endpoint, error: Exception | None) -> str | None:
+def tls_words(endpoint: Endpoint, error: Exception) -> str | None:
     """Say what an error of TLS means, and what to do; None for an error that is none of TLS."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_words(endpoint, error)
