@@ -7,6 +7,7 @@ records, so two runs can be told apart by their options alone.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -30,6 +31,8 @@ TRANSPORTS: tuple[TransportName, ...] = get_args(TransportName)
 CLIENTS: tuple[ClientKind, ...] = get_args(ClientKind)
 LOADS: tuple[LoadKind, ...] = get_args(LoadKind)
 OPEN_LOADS: tuple[LoadKind, ...] = ("constant", "poisson", "replay")  # sent by a schedule, whatever comes back
+NULL_OVER_GRPC = "transport=grpc"  # in a null server's URL, see target.law
+ENCRYPTED = ("https", "grpcs")  # schemes of a server's URL
 MOST_ENGINES = 64  # of one version of a model
 
 
@@ -211,10 +214,43 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessConfig:
+    """What a server asks of its clients, by the names of files and a variable: results say these, and no secret."""
+
+    ca_file: Path | None = None  # certificates of who vouches for the server, PEM; None: whom this system trusts
+    client_cert: Path | None = None  # chain of certificates that is shown to the server, PEM
+    client_key: Path | None = None  # its private key, PEM
+    token_file: Path | None = None  # holds a bearer token
+    token_env: str | None = None  # name of an environment variable that holds one
+
+    def validate(self, scheme: str) -> None:
+        require((self.client_cert is None) == (self.client_key is None), "--client-cert and --client-key: give both")
+        require(
+            self.token_file is None or self.token_env is None,
+            "--token-file and --token-env both hold a token; give one",
+        )
+        # What is no name of a variable may be the token itself, so it is not repeated.
+        require(
+            self.token_env is None or re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.token_env) is not None,
+            "--token-env: must be the name of an environment variable that holds the token, and not the token",
+        )
+        files = {"--ca-file": self.ca_file, "--client-cert": self.client_cert}
+        for name, path in files.items():
+            require(
+                path is None or scheme in ENCRYPTED,
+                f"{name} {path}: is for TLS; give https:// or grpcs:// in --url, or leave it out",
+            )
+        require(
+            scheme != "null" or self == AccessConfig(),
+            "--token-file and --token-env: a null server asks for no token; leave them out",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetConfig:
     """A server to measure, in place of a design of ours."""
 
-    url: str  # http://HOST:PORT, grpc://HOST:PORT, or null://LAW (see target.law)
+    url: str  # http://HOST:PORT, grpc://HOST:PORT, https and grpcs for TLS, or null://LAW (see target.law)
     model: str = ""  # its name there
     version: str | None = None  # None: which the server chooses
     generators: int = 1  # processes that send
@@ -229,17 +265,33 @@ class TargetConfig:
     tolerance: float | None = None  # largest relative L2 error of a right row; None: by datatype
     connections: int = 1024  # of all generators together, at most
     request_timeout_s: float = 60.0  # a request that takes longer is unanswered
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
 
+    @property
+    def over_grpc(self) -> bool:
+        return self.scheme in ("grpc", "grpcs") or (self.scheme == "null" and NULL_OVER_GRPC in self.url)
+
+    @property
+    def encrypted(self) -> bool:
+        return self.scheme in ENCRYPTED
+
     def validate(self) -> None:
-        schemes = ("http", "grpc", "null")
+        schemes = ("http", "https", "grpc", "grpcs", "null")
+        host = self.url.partition("://")[2].partition("/")[0]
+        require(
+            "@" not in host,
+            f"--url {self.scheme}://...@{host.rpartition('@')[2]}: holds a name or password, which results would show;"
+            " leave it out, and give a token with --token-file or --token-env",
+        )
         require(
             self.scheme in schemes and "://" in self.url,
             f"--url {self.url}: must begin with one of {', '.join(f'{name}://' for name in schemes)}",
         )
+        self.access.validate(self.scheme)
         require(bool(self.model) or self.scheme == "null", f"--url {self.url}: which model? add --model NAME")
         require(1 <= self.generators <= 64, f"--generators {self.generators}: must be 1 to 64")
         require(1 <= self.distinct <= 65536, f"--distinct {self.distinct}: must be 1 to 65536")

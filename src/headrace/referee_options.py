@@ -102,8 +102,13 @@ def asking(args: argparse.Namespace) -> Asking:
         url=args.url, model=args.model or "", version=args.model_version, shapes=dict(map(parse_shape, args.shape))
     )
     target.validate()
-    if target.scheme == "null":
-        parse_law(target.url)
+    if target.encrypted:
+        raise InvalidOption(
+            f"--url {target.url}: perf_analyzer is not told of certificates here; give http:// or grpc://, or measure"
+            " with headrace bench"
+        )
+    if target.scheme == "null" and parse_law(target.url).transport != "http":
+        raise InvalidOption(f"--url {target.url}: the null server of the referee speaks HTTP; leave transport out")
     return Asking(
         target=target,
         tools=find_tools(args.tool, args.perf_analyzer),

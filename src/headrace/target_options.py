@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from headrace import options
-from headrace.config import InputConfig, ModelConfig, RunConfig, TargetConfig
+from headrace.config import AccessConfig, InputConfig, ModelConfig, RunConfig, TargetConfig
 from headrace.errors import InvalidOption
+from headrace.target.access import read_access
+from headrace.target.law import Transport
 
 NUM_ITERS = 100
 OF_DESIGNS = ("profile", "keep_answers", "exclusive", "reference_cache", "num_workers", "transport", "compile")
@@ -20,8 +23,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--url",
         metavar="URL",
-        help="http://HOST:PORT or grpc://HOST:PORT of any server of the v2 protocol, with --model; or null://LAW, a"
-        " server of known law that is started for the run, as null://fixed?service=2ms",
+        help="http://HOST:PORT or grpc://HOST:PORT of any server of the v2 protocol, https or grpcs over TLS, with"
+        " --model; or null://LAW, a server of known law that is started for the run, as null://fixed?service=2ms",
     )
     group.add_argument("--model-version", metavar="N", help="(default: which the server chooses)")
     group.add_argument("--generators", type=int, default=1, metavar="G", help="processes that send (default: 1)")
@@ -77,6 +80,21 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of headrace calibrate (default: this machine's own)"
     )
+    _add_access_options(parser)
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what such a server asks of its clients; results hold these names and no secret")
+    group.add_argument(
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificates of who vouches for the server (default: those that this system trusts)",
+    )
+    group.add_argument("--client-cert", type=Path, metavar="FILE", help="PEM chain to show to a server that asks")
+    group.add_argument("--client-key", type=Path, metavar="FILE", help="its private key, PEM, without a password")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="holds a bearer token; closed to other users")
+    group.add_argument("--token-env", metavar="NAME", help="an environment variable that holds a bearer token")
 
 
 def target_run_config(args: argparse.Namespace) -> RunConfig:
@@ -106,9 +124,18 @@ def target_run_config(args: argparse.Namespace) -> RunConfig:
             tolerance=args.tolerance,
             connections=args.connections,
             request_timeout_s=args.request_timeout,
+            access=AccessConfig(
+                ca_file=args.ca_file,
+                client_cert=args.client_cert,
+                client_key=args.client_key,
+                token_file=args.token_file,
+                token_env=args.token_env,
+            ),
         ),
     )
     config.validate()
+    assert config.target is not None
+    read_access(config.target)  # refused here, before anything is written
     return config
 
 
@@ -123,6 +150,7 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `headrace calibrate`."""
+    parser.add_argument("--transport", choices=get_args(Transport), default="http", help="(default: http)")
     parser.add_argument("--generators", type=int, default=1, metavar="G", help="processes that send (default: 1)")
     parser.add_argument(
         "--duration", type=options.seconds, default=5.0, metavar="TIME", help="of each measurement (default: 5s)"
@@ -143,7 +171,8 @@ def add_null_server_options(parser: argparse.ArgumentParser) -> None:
         default="null://fixed?service=1ms",
         metavar="URL",
         help="null://fixed?service=2ms&servers=1 or null://exponential?mean=2ms&seed=1; and stall=2s&stall_at=1s,"
-        " shed=0.02, wrong=0.01, drop=0.001, cached=1, bytes=1024 (of an input row)",
+        " shed=0.02, wrong=0.01, drop=0.001, cached=1, bytes=1024 (of an input row),"
+        " transport=grpc",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)")

@@ -32,6 +32,8 @@ def test_options_become_what_is_asked(monkeypatch):
         (("--threshold", 0), "--threshold 0: must be above 0"),
         (("--duration", 0), "--duration 0: must be above 0 s"),
         (("--url", "http://h:1"), "which model"),
+        (("--url", "https://h:1", "--model", "m"), "perf_analyzer is not told of certificates here"),
+        (("--url", "null://fixed?transport=grpc"), "the null server of the referee speaks HTTP"),
         (("--url", "null://what"), "no law"),
     ],
 )

@@ -1,13 +1,14 @@
 """Runs against servers by their URL, compared: the server is what differs, as the design is for designs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.bench.record import PHASES, STATUSES, empty_records, write_records
 from headrace.bench.summary import TargetFacts
-from headrace.config import InputConfig, LoadConfig, ModelConfig, RunConfig, TargetConfig
+from headrace.config import AccessConfig, InputConfig, LoadConfig, ModelConfig, RunConfig, TargetConfig
 from headrace.errors import IncomparableRuns
 from headrace.study import samples
 from headrace.study.compare import Side, compare, load_side, parse_selection
@@ -71,6 +72,12 @@ def test_the_page_says_what_was_sent_and_nothing_of_a_design():
 def test_two_versions_on_one_server_are_compared():
     old, new = (side(version, *throughputs(FIVE, against(OURS, version=version))) for version in ("1", "2"))
     assert compare(old, new).changed == ("target.version: 1 -> 2",)
+
+
+def test_how_the_client_got_in_may_differ():
+    other = against(THEIRS, access=AccessConfig(token_file=Path("token"), ca_file=Path("ca.pem")))
+    comparison = compare(BASE, side("candidate", *throughputs(FIVE, other)))
+    assert "target.access.token_file: None -> token" in comparison.changed
 
 
 def test_how_answers_were_compared_and_what_inputs_are_called_may_differ():

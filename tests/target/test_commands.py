@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from headrace import capacity_options
 from headrace.bench import calibration
 from headrace.bench.calibration import Ceiling
 from headrace.bench.summary import load_summary
+from headrace.config import AccessConfig
 from headrace.errors import InvalidOption
 from headrace.target_options import target_run_config
 from tests import commands
@@ -20,10 +22,10 @@ CALIBRATION = replace(SLOW, ceilings=(Ceiling(payload_bytes=1, requests_per_s=1,
 QUICK = ("--load", "closed", "--concurrency", 2, "--num-iters", 20)
 
 
-def options(*words):
+def options(*words, command="bench"):
     from headrace.cli import build_parser  # noqa: PLC0415
 
-    return build_parser().parse_args(["bench", *map(str, words)])
+    return build_parser().parse_args([command, *map(str, words)])
 
 
 def test_a_server_is_measured_and_told_as_json(tmp_path):
@@ -111,12 +113,37 @@ def test_options_become_a_target():
         (("--url", "http://h:1", "--model", "m", "--generators", 9, "--connections", 4), "each of the 9 generators"),
         (("--url", "http://h:1", "--model", "m", "--reference", "a", "--check-model", "b"), "give one"),
         (("--url", "http://h:1", "--model", "m", "--int-range", 5, 1), "the smaller comes first"),
+        (("--url", "http://me:secret@h:1", "--model", "m"), r"http://...@h:1: holds a name or password"),
+        (("--url", "http://h:1", "--model", "m", "--ca-file", "a"), "is for TLS; give https:// or grpcs://"),
+        (("--url", "grpc://h:1", "--model", "m", "--client-cert", "a", "--client-key", "b"), "is for TLS"),
+        (("--url", "https://h:1", "--model", "m", "--client-cert", "a"), "give both"),
+        (("--url", "https://h:1", "--model", "m", "--ca-file", "none.pem"), "--ca-file none.pem: cannot be used"),
+        (("--url", "https://h:1", "--model", "m", "--client-cert", "a", "--client-key", "b"), "cannot be used"),
+        (("--url", "http://h:1", "--model", "m", "--token-file", "a", "--token-env", "B"), "give one"),
+        (("--url", "http://h:1", "--model", "m", "--token-file", "none"), "cannot be read"),
+        (("--url", "http://h:1", "--model", "m", "--token-env", "HEADRACE_NO_TOKEN"), "not set, or empty"),
+        (("--url", "null://fixed", "--token-env", "HEADRACE_NO_TOKEN"), "a null server asks for no token"),
         (("--url", "http://h:1", "--model", "m", "--profile"), "--profile: is about a design of ours"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(words, message):
     with pytest.raises(InvalidOption, match=message):
         target_run_config(options(*words))
+
+
+def test_a_token_in_place_of_its_variables_name_is_not_repeated():
+    with pytest.raises(InvalidOption, match="the name of an environment variable") as refused:
+        target_run_config(options("--url", "http://h:1", "--model", "m", "--token-env", "eyJhbGciOi.secret"))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_search_gets_in_as_a_run_does(tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").chmod(0o600)
+    words = ("--p99", "1s", "--url", "https://h:1", "--model", "m", "--token-file", tmp_path / "token")
+    config = capacity_options.run_config(options(*words, command="capacity"))
+    assert config.target.access == AccessConfig(token_file=tmp_path / "token")
+    assert "secret" not in repr(config)
 
 
 def test_a_design_has_its_usual_model_and_batch_size_still():

@@ -13,6 +13,7 @@ from headrace.clock import now_ns
 from headrace.config import LoadConfig, TargetConfig
 from headrace.errors import Unreachable
 from headrace.target import http_load
+from headrace.target.access import Access
 from headrace.target.counters import shared_words, words_of
 from headrace.target.expected import Expected
 from headrace.target.http_load import HttpLoad
@@ -22,6 +23,7 @@ from headrace.target.recorder import ERROR, OK, SHED, UNANSWERED
 from headrace.target.sending import GeneratorJob, Sending
 from headrace.wire.v2_call import decode_answer
 
+PLAIN = Access()
 VALUES = np.array([[1.0, 2.0]], dtype=np.float32)
 JSON = msgspec.json.encode(
     {
@@ -52,10 +54,11 @@ BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\noops"
 class Answering:
     """A server that answers with these in turn, whatever the connection; None closes it."""
 
-    def __init__(self, answers, reads_body):
+    def __init__(self, answers, reads_body, context=None):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self._answers = itertools.cycle(answers)
         self._reads_body = reads_body
+        self._context = context
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -64,6 +67,12 @@ class Answering:
                 threading.Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
 
     def _serve(self, peer):
+        if self._context is not None:
+            try:
+                peer = self._context.wrap_socket(peer, server_side=True)
+            except OSError:
+                peer.close()
+                return
         with peer, peer.makefile("rb") as file, contextlib.suppress(OSError):
             while size := self._body_bytes(file):
                 file.read(size if self._reads_body else 0)
@@ -87,19 +96,19 @@ class Answering:
 
 
 @contextlib.contextmanager
-def answering(*answers, reads_body=True):
-    server = Answering(answers, reads_body)
+def answering(*answers, reads_body=True, context=None):
+    server = Answering(answers, reads_body, context)
     try:
         yield server.listener.getsockname()[1]
     finally:
         server.listener.close()
 
 
-def sent(port, load, *, body=b"{}1234", connections=8, timeout_s=20.0):
+def sent(port, load, *, body=b"{}1234", connections=8, timeout_s=20.0, access=PLAIN):
     bodies = Bodies([(body, 2)])
     job = GeneratorJob(
         number=0,
-        url=f"http://127.0.0.1:{port}",
+        url=f"https://localhost:{port}" if access.encrypted else f"http://127.0.0.1:{port}",
         target=TargetConfig(url="http://x", model="m", connections=connections, request_timeout_s=timeout_s),
         load=load,
         bodies_path=bodies.path,
@@ -108,6 +117,7 @@ def sent(port, load, *, body=b"{}1234", connections=8, timeout_s=20.0):
         output=None,
         report=None,
         counters=shared_words(1),
+        access=access,
     )
     sending = Sending(job, KeptAnswers(Expected([{"y": VALUES}]), decode_answer), words_of(job.counters, 0))
     generator = HttpLoad(job, sending)
@@ -146,6 +156,18 @@ def test_refusals_and_errors_are_told_apart():
         sending, _ = sent(port, LoadConfig(kind="closed", concurrency=1, num_iters=9))
     assert sending.recorder.statuses(9).tolist() == [OK, SHED, ERROR] * 3
     assert sending.first_error == "status 500: oops"
+
+
+def test_a_token_is_sent_and_what_a_server_repeats_of_it_is_not():
+    """Not even in part, where it lies across the end of what is shown."""
+    token = "s3cret" * 30
+    said = b"x" * 100 + f"Bearer {token} is not known".encode()
+    refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(said), said)
+    with answering(refusal) as port:
+        sending, generator = sent(port, burst(2), access=Access(token=token))
+    assert f"authorization: Bearer {token}\r\n".encode() in generator._heads[0]
+    assert sending.first_error == "status 403: " + "x" * 100 + "Bearer (token) is not known"
+    assert "s3cret" not in repr(Access(token=token))
 
 
 def test_a_lost_connection_is_a_request_without_an_answer_and_the_rest_go_on():

@@ -62,6 +62,7 @@ class Calibration:
     recovered: tuple[Recovered, ...]
     slip: Slip
     ceilings: tuple[Ceiling, ...]  # by payload, ascending
+    transport: str = "http"  # or "grpc"
 
     @property
     def warning(self) -> str | None:
@@ -90,11 +91,12 @@ def machine_key(cpu_model: str, cpus: int) -> str:
     return hashlib.sha256(repr((cpu_model, cpus, platform.release(), version)).encode()).hexdigest()[:12]
 
 
-def default_path(machine: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where a machine's calibration lies. Source: XDG Base Directory Specification."""
+def default_path(machine: str, environ: Mapping[str, str] = os.environ, *, transport: str = "http") -> Path:
+    """Return where a machine's calibration over a transport lies. Source: XDG Base Directory Specification."""
     state = environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if state.startswith("/") else Path(environ.get("HOME", "/")) / ".local/state"
-    return folder / "headrace" / f"calibration-{machine}.json"
+    suffix = "" if transport == "http" else f"-{transport}"
+    return folder / "headrace" / f"calibration-{machine}{suffix}.json"
 
 
 def load(path: Path) -> Calibration | None:

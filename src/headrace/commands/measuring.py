@@ -20,7 +20,7 @@ from headrace.bench.output import CsvLog
 from headrace.bench.summary import RunSummary, encode
 from headrace.config import DESIGN_NAMES, DesignConfig, ModelConfig, RunConfig
 from headrace.screen import Screen
-from headrace.target import calibrate, live, null_server
+from headrace.target import calibrate, live, null_grpc, null_server
 from headrace.target.law import parse_law
 from headrace.target.run import Files, run_target
 
@@ -102,6 +102,12 @@ def add_null_server(parser: argparse.ArgumentParser) -> None:
 
 def do_null_server(args: argparse.Namespace, screen: Screen) -> None:
     law = parse_law(args.law)
+    if law.transport == "grpc":
+        over_grpc = null_grpc.NullGrpcServer(law)
+        port = over_grpc.start(args.host, args.port)
+        screen.tell(f"ready: grpc://{args.host}:{port}, model null, law {args.law}; log at {null_grpc.LOG}")
+        over_grpc.wait()
+        return
     listener = null_server.listen(args.host, args.port)
     host, port = listener.getsockname()[:2]
     screen.tell(f"ready: http://{host}:{port}/, model null, law {args.law}; log at {null_server.LOG_PATH}")
@@ -115,8 +121,8 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 def do_calibrate(args: argparse.Namespace, screen: Screen) -> None:
     with live.LiveWatcher(screen.err) as watcher:
-        made = calibrate.calibrate(args.generators, args.duration, watcher)
-    path = args.output or calibration.default_path(made.machine)
+        made = calibrate.calibrate(args.generators, args.duration, watcher, args.transport)
+    path = args.output or calibration.default_path(made.machine, transport=made.transport)
     calibration.save(made, path)
     if made.warning is not None:
         screen.tell(f"note: {made.warning}")

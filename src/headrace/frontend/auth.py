@@ -28,19 +28,8 @@ class Tokens:
 
     @classmethod
     def read(cls, path: Path) -> Tokens:
-        """Read a file of one token per line; empty lines and those that begin with # say nothing.
-
-        Raises InvalidOption if it cannot be read, has no token, or may be read by every user of the machine.
-        """
-        try:
-            mode = path.stat().st_mode
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise InvalidOption(f"--token-file {path}: cannot be read ({reason})") from error
-        if mode & stat.S_IRWXO:
-            raise InvalidOption(f"--token-file {path}: open to every user of this machine; chmod o= {path}")
-        tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        """Read a file as `read_tokens` does. Raises InvalidOption, also if it has no token."""
+        tokens = read_tokens(path)
         if not tokens:
             raise InvalidOption(f"--token-file {path}: holds no token, and nobody would be let in; write one per line")
         return cls.of(tokens)
@@ -51,6 +40,22 @@ class Tokens:
         given = _digest(token.strip().encode("utf-8", "surrogateescape"))
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(found)
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Read a file of one token per line; empty lines and those that begin with # say nothing.
+
+    Raises InvalidOption if it cannot be read, or may be read by every user of the machine.
+    """
+    try:
+        mode = path.stat().st_mode
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidOption(f"--token-file {path}: cannot be read ({reason})") from error
+    if mode & stat.S_IRWXO:
+        raise InvalidOption(f"--token-file {path}: open to every user of this machine; chmod o= {path}")
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _digest(token: bytes) -> bytes:

@@ -22,10 +22,10 @@ def server_context(access: AccessSettings) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(access.tls_cert, access.tls_key, password=_refuse_password)
+        context.load_cert_chain(access.tls_cert, access.tls_key, password=refuse_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise InvalidOption(
-            f"--tls-cert {access.tls_cert} with --tls-key {access.tls_key}: cannot be used ({_reason(error)}); give a"
+            f"--tls-cert {access.tls_cert} with --tls-key {access.tls_key}: cannot be used ({reason_of(error)}); give a"
             " certificate chain and its key, both PEM, the key without a password"
         ) from error
     if access.tls_client_ca is not None:
@@ -34,14 +34,16 @@ def server_context(access: AccessSettings) -> ssl.SSLContext | None:
             context.load_verify_locations(access.tls_client_ca)
         except OSError as error:
             raise InvalidOption(
-                f"--tls-client-ca {access.tls_client_ca}: cannot be used ({_reason(error)}); give certificates, PEM"
+                f"--tls-client-ca {access.tls_client_ca}: cannot be used ({reason_of(error)}); give certificates, PEM"
             ) from error
     return context
 
 
-def _refuse_password() -> str:
+def refuse_password() -> str:
+    """Answer OpenSSL, which would else ask at the terminal for a key's password."""
     raise ValueError("the key has a password")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why files or a handshake failed, in OpenSSL's or the system's words."""
     return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)

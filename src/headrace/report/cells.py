@@ -33,7 +33,10 @@ _IGNORED = (
     "load.warmup_iters",
 )
 # What says nothing of a server that was named by its URL; where it listens and how it was compared touch no timing.
-_OF_DESIGNS = ("model.", "design.", "lanes.", "transport.", "target.url", "target.reference", "target.tolerance")
+_OF_DESIGNS = (
+    *("model.", "design.", "lanes.", "transport."),
+    *("target.url", "target.access.", "target.reference", "target.tolerance"),
+)
 LOAD_KIND = "load.kind"
 _IN_EXPERIMENT = ("design.name", "design.num_workers", "transport.name", "transport.client")
 # What a plot has as its axis. Everything else makes another series.

@@ -132,7 +132,7 @@ def of_records(name: str, summary: RunSummary, records: Records, bound_s: float)
 def most_in_flight(options: RunConfig) -> int | None:
     """Return how many requests the client can have in flight; None where nothing but the machine says."""
     if options.target is not None:
-        return options.target.connections if options.target.scheme != "grpc" else None
+        return options.target.connections if not options.target.over_grpc else None
     return options.transport.ring_slots if options.transport.name == "ring" else None
 
 

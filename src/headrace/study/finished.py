@@ -36,7 +36,7 @@ _MAY_DIFFER = (
     "load.warmup_iters",
     "load.stall_timeout_s",
     "load.keep_answers",
-    *(f"target.{name}" for name in ("url", "version", "label")),  # the thing compared, where it is a server
+    *(f"target.{name}" for name in ("url", "version", "label", "access.")),  # the thing compared, if it is a server
     *(f"target.{name}" for name in ("reference", "check_model", "tolerance", "request_timeout_s")),
 )
 # Facts of torch that the environment does not hold. Not among them: threads, which the host divides by the

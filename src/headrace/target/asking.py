@@ -12,7 +12,9 @@ import grpc
 import msgspec
 
 from headrace.config import TargetConfig
-from headrace.errors import RunFailed, TransportFailed, UnknownModel, Unreachable
+from headrace.errors import HeadraceError, InvalidOption, RunFailed, TransportFailed, UnknownModel, Unreachable
+from headrace.target import null_grpc
+from headrace.target.handshake import HANDSHAKE_S, Endpoint, connect, require_handshake, why
 from headrace.target.null_server import LOG_PATH, RESET_PATH, Log, read_log
 from headrace.wire.datatypes import TO_DTYPE
 from headrace.wire.grpc import inference_pb2 as pb
@@ -52,6 +54,12 @@ class Asker(Protocol):
     def infer(self, body: bytes, header_bytes: int) -> tuple[Output, ...]:
         """Return the answer to a request. Raises RunFailed where it is refused, TransportFailed for what is none."""
 
+    def reset(self) -> None:
+        """Have a null server of ours count anew."""
+
+    def log(self) -> Log:
+        """Return what a null server of ours saw since `reset`."""
+
     def close(self) -> None: ...
 
 
@@ -82,9 +90,9 @@ class _Statistics(msgspec.Struct):
     model_stats: list[_ModelStats]
 
 
-def ask(target: TargetConfig, url: str) -> Asker:
-    """Return who asks the server at `url`."""
-    return GrpcAsker(target, url) if url.startswith("grpc://") else HttpAsker(target, url)
+def ask(target: TargetConfig, endpoint: Endpoint) -> Asker:
+    """Return who asks the server there. Raises Unreachable where TLS fails."""
+    return GrpcAsker(target, endpoint) if target.over_grpc else HttpAsker(target, endpoint)
 
 
 def model_path(target: TargetConfig, url: str) -> str:
@@ -93,30 +101,19 @@ def model_path(target: TargetConfig, url: str) -> str:
     return f"{urlsplit(url).path.rstrip('/')}/v2/models/{quote(target.model, safe='')}{version}"
 
 
-def host_and_port(url: str) -> tuple[str, int]:
-    """Return where a URL points. Raises Unreachable where it names no port of its own kind."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or {"http": 80}.get(parts.scheme)
-    except ValueError:
-        port = None
-    if not parts.hostname or port is None:
-        raise Unreachable(f"--url {url}: names no host and port; give it as {parts.scheme}://HOST:PORT")
-    return parts.hostname, port
-
-
 class HttpAsker:
-    def __init__(self, target: TargetConfig, url: str) -> None:
-        self._url = url
-        self._path = model_path(target, url)
-        self._prefix = urlsplit(url).path.rstrip("/")
-        host, port = host_and_port(url)
-        self._connection = http.client.HTTPConnection(host, port, timeout=target.request_timeout_s)
+    def __init__(self, target: TargetConfig, endpoint: Endpoint) -> None:
+        self._endpoint, self._url = endpoint, endpoint.url
+        self._path = model_path(target, self._url)
+        self._prefix = urlsplit(self._url).path.rstrip("/")
+        self._timeout_s = target.request_timeout_s
+        self._context = endpoint.context() if target.encrypted else None
+        self._connection = http.client.HTTPConnection(*endpoint.address, timeout=self._timeout_s)
 
     def inputs(self) -> tuple[Declared, ...]:
         status, _, body = self._ask("GET", self._path)
         if status != 200:
-            raise UnknownModel(f"{self._url}{self._path}: status {status}: {error_text(body)}")
+            raise self._refused(status, body, UnknownModel)
         try:
             return _declared(msgspec.json.decode(body, type=_Metadata).inputs)
         except msgspec.MsgspecError as error:
@@ -133,16 +130,14 @@ class HttpAsker:
         headers = {HEADER_LENGTH: str(header_bytes), "Content-Type": "application/octet-stream"}
         status, told, answer = self._ask("POST", f"{self._path}/infer", body, headers)
         if status != 200:
-            raise RunFailed(f"{self._url}{self._path}: status {status}: {error_text(answer)}")
+            raise self._refused(status, answer, RunFailed)
         length = told.get(HEADER_LENGTH.lower())
         return decode_answer(answer, int(length) if length and length.isdecimal() else None)
 
     def reset(self) -> None:
-        """Have a null server count anew."""
         self._ask("POST", self._prefix + RESET_PATH)
 
     def log(self) -> Log:
-        """Return what a null server saw since `reset`."""
         return read_log(self._ask("GET", self._prefix + LOG_PATH)[2])
 
     def close(self) -> None:
@@ -152,19 +147,32 @@ class HttpAsker:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers (names in lower case) and body."""
+        given = {**self._endpoint.access.authorization, **(headers or {})}
         try:
-            self._connection.request(method, path, body, dict(headers or {}))
+            if self._context is not None and self._connection.sock is None:
+                self._connection.sock = connect(self._endpoint, self._context, min(HANDSHAKE_S, self._timeout_s))
+                self._connection.sock.settimeout(self._timeout_s)
+            self._connection.request(method, path, body, given)
             answer = self._connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise Unreachable(f"{self._url}: no server answers there ({error or type(error).__name__})") from error
+            raise Unreachable(why(self._endpoint, error)) from error
+
+    def _refused(self, status: int, body: bytes, kind: type[HeadraceError]) -> HeadraceError:
+        """Return what an answer other than 200 means."""
+        text = self._endpoint.access.hide(error_text(body))
+        if status == 401:
+            return not_let_in(self._endpoint, f"status 401: {text}")
+        return kind(f"{self._url}{self._path}: status {status}: {text}")
 
 
 class GrpcAsker:
-    def __init__(self, target: TargetConfig, url: str) -> None:
-        self._url, self._target = url, target
-        self._channel = grpc.insecure_channel(":".join(map(str, host_and_port(url))), LARGEST_MESSAGE)
+    def __init__(self, target: TargetConfig, endpoint: Endpoint) -> None:
+        self._endpoint, self._url, self._target = endpoint, endpoint.url, target
+        if target.encrypted:
+            require_handshake(endpoint, min(HANDSHAKE_S, target.request_timeout_s))
+        self._channel = endpoint.access.channel(endpoint.target, LARGEST_MESSAGE)
 
     def inputs(self) -> tuple[Declared, ...]:
         request = pb.ModelMetadataRequest(name=self._target.model, version=self._target.version or "")
@@ -183,20 +191,42 @@ class GrpcAsker:
     def infer(self, body: bytes, header_bytes: int) -> tuple[Output, ...]:  # noqa: ARG002  all of it is the message
         return decode_message(self._call("ModelInfer", body))
 
+    def reset(self) -> None:
+        self._call(null_grpc.RESET, b"")
+
+    def log(self) -> Log:
+        return read_log(self._call(null_grpc.LOG, b""))
+
     def close(self) -> None:
         self._channel.close()
 
     def _call(self, name: str, message: bytes) -> bytes:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(SERVICE + name)
+        path = name if name.startswith("/") else SERVICE + name
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
         try:
-            answer: bytes = call(message, timeout=self._target.request_timeout_s)
+            answer: bytes = call(
+                message, timeout=self._target.request_timeout_s, metadata=self._endpoint.access.metadata
+            )
         except grpc.RpcError as error:
             code, details = status_of(error)
+            details = self._endpoint.access.hide(details)
             if code == grpc.StatusCode.UNAVAILABLE:
-                raise Unreachable(f"{self._url}: no server answers there ({details})") from error
+                raise Unreachable(why(self._endpoint, ConnectionError(details))) from error
+            if code == grpc.StatusCode.UNAUTHENTICATED:
+                raise not_let_in(self._endpoint, details) from error
             kind = UnknownModel if code == grpc.StatusCode.NOT_FOUND else RunFailed
             raise kind(f"{self._url}: {name}: {code.name}: {details}") from error
         return answer
+
+
+def not_let_in(endpoint: Endpoint, said: str) -> InvalidOption:
+    """Return the error of a server that wants a token, or another one."""
+    remedy = (
+        "name a file that holds its bearer token with --token-file, or a variable with --token-env"
+        if endpoint.access.token is None
+        else "it does not take the token that --token-file or --token-env gave; give one that it knows"
+    )
+    return InvalidOption(f"{endpoint.url}: the server lets nobody in without a token ({said}); {remedy}")
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:

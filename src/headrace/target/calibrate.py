@@ -21,7 +21,7 @@ from headrace.bench.record import PHASES, STATUSES
 from headrace.clock import NS_PER_S
 from headrace.config import InputConfig, LoadConfig, RunConfig, TargetConfig
 from headrace.errors import RunFailed
-from headrace.target.law import DRAWS, Law, Queue, parse_law
+from headrace.target.law import DRAWS, Law, Queue, Transport, parse_law
 from headrace.target.run import Files, Outcome, Watcher, run_target
 
 PAYLOADS = (1_024, 750_000, 24_000_000)  # bytes: a few numbers, a photograph, 32 of them
@@ -53,20 +53,22 @@ def trials(duration_s: float) -> tuple[Trial, ...]:
     )
 
 
-def calibrate(generators: int, duration_s: float, watcher: Watcher) -> Calibration:
+def calibrate(generators: int, duration_s: float, watcher: Watcher, transport: Transport = "http") -> Calibration:
     """Measure every trial and ceiling, each for `duration_s`. Raises RunFailed where one does not count."""
+    over = "" if transport == "http" else f"&transport={transport}"
     recovered, delays = [], []
     for trial in trials(duration_s):
         watcher.stage(f"{trial.law} at {trial.rate:g} requests/s of {trial.payload_bytes:,} bytes")
         load = LoadConfig(kind="poisson", rate=trial.rate, duration_s=duration_s)
-        outcome = _measure(_with_bytes(trial.law, trial.payload_bytes), load, generators, watcher)
+        outcome = _measure(_with_bytes(trial.law, trial.payload_bytes) + over, load, generators, watcher)
         recovered.append(_recovered(trial, load, outcome))
         measured = outcome.records[outcome.records["phase"] == PHASES.index("measured")]
         delays.append(measured["issued_ns"] - measured["scheduled_ns"])
     ceilings = []
     for payload_bytes in PAYLOADS:
         watcher.stage(f"ceiling for {payload_bytes:,} bytes")
-        ceilings.append(_ceiling(payload_bytes, duration_s, generators, watcher))
+        law = _with_bytes("null://fixed?service=0us", payload_bytes) + over
+        ceilings.append(_ceiling(law, payload_bytes, duration_s, generators, watcher))
     late_s = np.concatenate(delays).astype(np.float64) / NS_PER_S
     p50, p90, p99 = np.percentile(late_s, [50, 90, 99]).tolist()
     machine = environment.collect(None)
@@ -79,6 +81,7 @@ def calibrate(generators: int, duration_s: float, watcher: Watcher) -> Calibrati
         recovered=tuple(recovered),
         slip=Slip(p50=p50, p90=p90, p99=p99, max=float(late_s.max())),
         ceilings=tuple(ceilings),
+        transport=transport,
     )
 
 
@@ -129,8 +132,7 @@ def _recovered(trial: Trial, load: LoadConfig, outcome: Outcome) -> Recovered:
     )
 
 
-def _ceiling(payload_bytes: int, duration_s: float, generators: int, watcher: Watcher) -> Ceiling:
-    law = _with_bytes("null://fixed?service=0us", payload_bytes)
+def _ceiling(law: str, payload_bytes: int, duration_s: float, generators: int, watcher: Watcher) -> Ceiling:
     many = generators * (CEILING_CONCURRENCY if payload_bytes < LARGE else 1)
     full = _measure(law, LoadConfig(kind="closed", concurrency=many, duration_s=duration_s), generators, watcher)
     alone = _measure(law, LoadConfig(kind="closed", concurrency=1, duration_s=duration_s), 1, watcher)

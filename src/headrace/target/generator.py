@@ -54,7 +54,7 @@ def run_generator(job: GeneratorJob) -> None:
 
 
 def _generate(job: GeneratorJob) -> GeneratorDone:
-    over_grpc = job.url.startswith("grpc://")
+    over_grpc = job.target.over_grpc
     expected = load_expected(job.expected, len(job.places), job.target.tolerance)
     answers = KeptAnswers(expected, _decode_message if over_grpc else decode_answer)
     sending = Sending(job, answers, words_of(job.counters, job.number))

@@ -16,7 +16,7 @@ import grpc
 from headrace.clock import NS_PER_S, now_ns
 from headrace.errors import Unreachable
 from headrace.processes import exact_sleep
-from headrace.target.asking import LARGEST_MESSAGE, SERVICE, host_and_port, status_of
+from headrace.target.asking import LARGEST_MESSAGE, SERVICE, status_of
 from headrace.target.payloads import open_bodies
 from headrace.target.polling import SPIN_NS
 from headrace.target.sending import GeneratorJob, Sending
@@ -40,6 +40,7 @@ class GrpcLoad:
         self._channels: list[grpc.Channel] = []
         self._calls: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = []
         self.most_connections = min(limit, -(-(sending.concurrency or STREAMS * 4) // STREAMS))
+        self._metadata = job.access.metadata
         self._thread = threading.local()
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
@@ -48,7 +49,7 @@ class GrpcLoad:
         """Connect before the clock starts. Raises Unreachable."""
         options = [*LARGEST_MESSAGE, ("grpc.use_local_subchannel_pool", 1)]
         for _ in range(self.most_connections):
-            channel = grpc.insecure_channel(":".join(map(str, host_and_port(self._job.url))), options)
+            channel = self._job.access.channel(self._job.endpoint.target, options)
             self._channels.append(channel)
             try:
                 grpc.channel_ready_future(channel).result(timeout=self._timeout_s)
@@ -98,7 +99,9 @@ class GrpcLoad:
         message = self._messages[self._sending.payload(number)]
         with self._lock:
             self._sending.sent(number, now_ns())
-        call.future(message, timeout=self._timeout_s).add_done_callback(partial(self._done, number))
+        call.future(message, timeout=self._timeout_s, metadata=self._metadata).add_done_callback(
+            partial(self._done, number)
+        )
 
     def _done(self, number: int, call: grpc.Future[bytes]) -> None:
         at_ns = now_ns()

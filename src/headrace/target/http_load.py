@@ -10,24 +10,25 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
-
-import httptools
 
 from headrace.clock import NS_PER_S, now_ns
 from headrace.errors import Unreachable
-from headrace.target.asking import host_and_port, model_path
+from headrace.target.asking import model_path
+from headrace.target.handshake import HANDSHAKE_S, tls_words, why
+from headrace.target.http_connection import Connection
 from headrace.target.payloads import open_bodies
-from headrace.target.polling import BROKEN, IN, OUT, Poller
+from headrace.target.polling import IN, OUT, Poller
 from headrace.target.sending import GeneratorJob, Sending
+from headrace.target.tls_connection import TlsConnection
 
 RECEIVED_BYTES = 1 << 20  # at once
 SENT_AT_ONCE = 16
 RETRY_S = 0.01  # a closed loop against a server that has gone would else ask as fast as it can
 OPENED = 32  # connections of a generator before the clock starts, unless a closed loop needs more
-_HEADER_LENGTH = b"inference-header-content-length"
+SAID_BYTES = 1 << 16  # of an error: more than a head may have, so that a token that comes back is there whole
 _SHED = (503, 429)
 
 
@@ -39,25 +40,28 @@ class HttpLoad:
         self.received = memoryview(bytearray(RECEIVED_BYTES))
         self._sending = sending
         self._bodies = open_bodies(job.bodies_path, job.places)
-        self._address = socket.getaddrinfo(*host_and_port(job.url), type=socket.SOCK_STREAM)[0]
+        self._endpoint = job.endpoint
+        self._address = socket.getaddrinfo(*self._endpoint.address, type=socket.SOCK_STREAM)[0]
+        self._context = self._endpoint.context() if job.access.encrypted else None
         self._heads = self._make_heads(job)
         self._limit = max(1, job.target.connections // job.target.generators)
         self._timeout_ns = int(job.target.request_timeout_s * NS_PER_S)
         self._timeout_text = f"no answer within {job.target.request_timeout_s:g} s"
-        self._connections: dict[int, _Connection] = {}
-        self._idle: list[_Connection] = []
+        self._connections: dict[int, Connection] = {}
+        self._idle: list[Connection] = []
         self._waiting: deque[int] = deque()  # requests for want of a connection
-        self._under_way: deque[tuple[int, int, _Connection]] = deque()  # (time is up, number, where)
+        self._under_way: deque[tuple[int, int, Connection]] = deque()  # (time is up, number, where)
         self._owed: deque[int] = deque()  # moments at which a closed loop may send one more
         self._following = False
         self.most_connections = 0
 
     def _make_heads(self, job: GeneratorJob) -> list[bytes]:
-        host, port = host_and_port(job.url)
         path = model_path(job.target, job.url)
+        extra = "".join(f"{name}: {value}\r\n" for name, value in job.access.authorization.items())
         return [
             (
-                f"POST {path}/infer HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/octet-stream\r\n"
+                f"POST {path}/infer HTTP/1.1\r\nHost: {job.endpoint.target}\r\n{extra}"
+                "Content-Type: application/octet-stream\r\n"
                 f"Inference-Header-Content-Length: {place.header_bytes}\r\nContent-Length: {place.size}\r\n\r\n"
             ).encode()
             for place in job.places
@@ -121,7 +125,7 @@ class HttpLoad:
         if len(self._connections) < self._limit:
             self._connect(blocking=False)
 
-    def _send(self, connection: _Connection, number: int) -> None:
+    def _send(self, connection: Connection, number: int) -> None:
         payload = self._sending.payload(number)
         at_ns = now_ns()
         self._sending.sent(number, at_ns)
@@ -142,13 +146,30 @@ class HttpLoad:
             peer.close()
             self._no_connection(os.strerror(failed), before_start=blocking)
             return
+        connection = self._connection(peer, reached=not failed, blocking=blocking)
         peer.setblocking(False)
-        connection = _Connection(peer, self, connected=not failed)
         self._connections[peer.fileno()] = connection
-        self.poller.epoll.register(peer, IN if not failed else IN | OUT)
+        self.poller.epoll.register(peer, IN if connection.connected else IN | OUT)
         self.most_connections = max(self.most_connections, len(self._connections))
-        if not failed:
+        if connection.connected:
             self.free(connection)
+
+    def _connection(self, peer: socket.socket, *, reached: bool, blocking: bool) -> Connection:
+        """Return a connection over a socket that has reached the server, or is on its way. Raises Unreachable."""
+        if self._context is None:
+            return Connection(peer, self, connected=reached)
+        connection = TlsConnection(peer, self, self._context, self._endpoint.address[0])
+        if blocking:
+            try:
+                connection.shake_hands_now(min(HANDSHAKE_S, self._timeout_ns / NS_PER_S))
+            except OSError as error:
+                peer.close()
+                raise Unreachable(why(self._endpoint, error)) from error
+        return connection
+
+    def tls_words(self, error: ssl.SSLError) -> str:
+        """Say what an error of TLS means."""
+        return tls_words(self._endpoint, error) or str(error)
 
     def _no_connection(self, why: str, *, before_start: bool = False) -> None:
         if before_start:
@@ -159,20 +180,20 @@ class HttpLoad:
             self._waiting.popleft()
             self._end_lost(f"no connection ({why})")
 
-    def free(self, connection: _Connection) -> None:
+    def free(self, connection: Connection) -> None:
         """Take a connection that can carry a request."""
         if self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
 
-    def completed(self, connection: _Connection, number: int, at_ns: int, *, keep: bool) -> None:
+    def completed(self, connection: Connection, number: int, at_ns: int, *, keep: bool) -> None:
         """Take a response that is there whole."""
         body = b"".join(connection.body)
         if connection.status == 200:
             self._sending.answered(number, at_ns, body, connection.header_bytes)
         else:
-            text = f"status {connection.status}: {body[:200].decode(errors='replace')}"
+            text = f"status {connection.status}: {body[:SAID_BYTES].decode(errors='replace')}"
             self._sending.failed(number, at_ns, text, shed=connection.status in _SHED)
         if keep:
             self.free(connection)
@@ -180,7 +201,7 @@ class HttpLoad:
             self.broken(connection, None, "")
         self._follow(at_ns)
 
-    def broken(self, connection: _Connection, number: int | None, why: str) -> None:
+    def broken(self, connection: Connection, number: int | None, why: str) -> None:
         """Give up a connection, and the request on it."""
         was_open = connection.connected
         self._drop(connection)
@@ -195,7 +216,7 @@ class HttpLoad:
         self._sending.lost(why)
         self._follow(now_ns())
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         if connection.is_open:
             del self._connections[connection.peer.fileno()]
             self.poller.epoll.unregister(connection.peer)
@@ -217,125 +238,3 @@ class HttpLoad:
         while self._waiting and recorder.scheduled[self._waiting[0]] + self._timeout_ns < now:
             self._waiting.popleft()
             self._end_lost(f"no connection, and {self._timeout_text}")
-
-
-class _Connection:
-    """One request at a time. httptools calls the methods that begin with `on_`."""
-
-    def __init__(self, peer: socket.socket, load: HttpLoad, *, connected: bool) -> None:
-        self.peer = peer
-        self.connected = connected
-        self.number: int | None = None  # of the request that is under way
-        self.unsent: list[bytes | memoryview] = []
-        self._load = load
-        self._parser = httptools.HttpResponseParser(self)
-        self._whole = self._keep = False
-        self._watched = IN
-        self.on_message_begin()
-
-    @property
-    def is_open(self) -> bool:
-        return self.peer.fileno() >= 0
-
-    def on_message_begin(self) -> None:
-        self.status = 0
-        self.header_bytes: int | None = None
-        self.body: list[bytes] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == _HEADER_LENGTH:
-            self.header_bytes = int(value)
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-
-    def on_body(self, part: bytes) -> None:
-        self.body.append(part)
-
-    def on_message_complete(self) -> None:
-        self._whole = self.status >= 200  # 100 is not the answer yet
-        self._keep = self._parser.should_keep_alive()  # asked later, the parser always says no
-
-    def send(self, number: int, head: bytes, body: memoryview) -> None:
-        self.number = number
-        self.unsent = [head, body]
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            sent = self.peer.sendmsg(self.unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._break(f"connection lost ({error.strerror})")
-            return
-        self.unsent = _rest(self.unsent, sent)
-        self._watch(IN | OUT if self.unsent else IN)
-
-    def _watch(self, events: int) -> None:
-        if events != self._watched:
-            self._watched = events
-            self._load.poller.epoll.modify(self.peer, events)
-
-    def ready(self, events: int) -> None:
-        if events & OUT and not self.connected:
-            self._watched = IN | OUT
-            self._connected()
-        elif events & OUT and self.unsent:
-            self._write()
-        if events & (IN | BROKEN) and self.is_open:
-            self._read()
-
-    def _connected(self) -> None:
-        failed = self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failed:
-            self._break(os.strerror(failed))
-            return
-        self.connected = True
-        self._watch(IN)
-        self._load.free(self)
-
-    def _read(self) -> None:
-        try:
-            count = self.peer.recv_into(self._load.received)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._break(f"connection lost ({error.strerror})")
-            return
-        at_ns = now_ns()
-        try:
-            self._parser.feed_data(self._load.received[:count])
-        except httptools.HttpParserError as error:
-            self._break(f"the answer is no HTTP ({error})")
-            return
-        if self._whole:
-            self._complete(at_ns)
-        elif not count:
-            self._break("connection closed by the server")
-
-    def _complete(self, at_ns: int) -> None:
-        """Hand over the answer. One that came before the request was read is the last of its connection."""
-        number, self.number = self.number, None
-        self._whole = False
-        if number is None:
-            self._break("an answer to nothing")
-            return
-        keep = self._keep and not self.unsent
-        self._load.completed(self, number, at_ns, keep=keep)
-
-    def _break(self, why: str) -> None:
-        number, self.number = self.number, None
-        self._load.broken(self, number, why)
-
-
-def _rest(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
-    """Return what is left of the parts after `sent` bytes."""
-    left: list[bytes | memoryview] = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
-        else:
-            left.append(memoryview(part)[sent:])
-            sent = 0
-    return left

@@ -16,6 +16,7 @@ from headrace.clock import NS_PER_S
 from headrace.errors import InvalidOption
 
 LawKind = Literal["fixed", "exponential"]
+Transport = Literal["http", "grpc"]
 DRAWS = 1 << 16  # service times and fates are drawn once, and repeat after so many requests
 MODEL = "null"
 _UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": NS_PER_S}
@@ -47,6 +48,7 @@ class Law:
     drop: float = 0.0
     cached: bool = False  # what has been asked before is answered at once
     input_bytes: int = 1024  # of the model's row
+    transport: Transport = "http"  # by which requests come
 
     def service_times_ns(self) -> list[int]:
         """Return the service times of the first `DRAWS` requests, which then repeat."""
@@ -95,7 +97,8 @@ class Queue:
 def parse_law(url: str) -> Law:
     """Read "null://fixed?service=2ms&servers=1" or "null://exponential?mean=2ms&seed=1". Raises InvalidOption.
 
-    Further words: stall=2s and stall_at=1s, shed, wrong and drop (shares), cached=1, bytes (of the model's input row).
+    Further words: stall=2s and stall_at=1s, shed, wrong and drop (shares), cached=1, bytes (of the model's input row),
+    transport=grpc.
     """
     parts = urlsplit(url)
     if parts.scheme != "null" or parts.netloc not in get_args(LawKind):
@@ -117,6 +120,7 @@ def parse_law(url: str) -> Law:
         stall_at_ns=_duration_ns(url, "stall_at", words.pop("stall_at", "0s")),
         cached=bool(_whole(url, "cached", words.pop("cached", "0"), 0)),
         input_bytes=_whole(url, "bytes", words.pop("bytes", "1024"), 4),
+        transport=_transport(url, words.pop("transport", "http")),
         **shares,
     )
     if words:
@@ -139,6 +143,14 @@ def _share(url: str, name: str, text: str) -> float:
     if not 0 <= value <= 1:
         raise InvalidOption(f"{url}: {name}={text}; give a share from 0 to 1")
     return value
+
+
+def _transport(url: str, text: str) -> Transport:
+    for each in get_args(Transport):
+        if each == text:
+            found: Transport = each
+            return found
+    raise InvalidOption(f"{url}: transport={text}; give {' or '.join(get_args(Transport))}")
 
 
 def _whole(url: str, name: str, text: str, least: int) -> int:

@@ -116,7 +116,7 @@ def _spread(times: Distribution | None) -> str:
 
 def calibration_tables(made: Calibration) -> tuple[Table, ...]:
     """Return what a calibration says: how far off it was, how late, and how much it can do."""
-    errors = Table(title="measured against truth", title_justify="left", title_style="bold")
+    errors = Table(title=f"measured against truth, over {made.transport}", title_justify="left", title_style="bold")
     for name in ("law", "requests/s", "bytes", "true p50, p99", "p50 off by", "p99 off by", "throughput off by"):
         errors.add_column(name, justify="left" if name == "law" else "right", overflow="fold")
     for each in made.recovered:

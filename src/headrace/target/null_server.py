@@ -38,6 +38,7 @@ LOG_DTYPE = np.dtype(
         ("fate", np.int64),
     ]
 )
+LOGGED = 5  # numbers of a request
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 503: b"Service Unavailable"}
 _SERVER = b'{"name":"headrace-null","version":"1","extensions":["binary_tensor_data","statistics"]}'
 _HEADER_LENGTH = b"inference-header-content-length"
@@ -81,45 +82,76 @@ def read_log(data: bytes) -> Log:
     return log
 
 
-class _Counts:
-    """Requests since the last reset."""
+class Course:
+    """What the law says of each request in turn, and the log of it. One thread at a time.
 
-    def __init__(self) -> None:
-        self.log = array("q")
-        self.answered = 0
-        self.refused = 0
-        self.seen: set[int] = set()
-
-    def add(self, *values: int) -> int:
-        self.log.extend(values)
-        return len(self.log) - len(values)
-
-    def as_npy(self) -> bytes:
-        file = io.BytesIO()
-        np.save(file, np.frombuffer(self.log.tobytes(), dtype=LOG_DTYPE))
-        return file.getvalue()
-
-
-class NullServer:
-    """Serves the law on a listening socket.
-
-    An honest one answers all and rightly until it is reset, so that a run of ours can ask what is right beforehand.
+    An honest one answers all and rightly until it begins anew, so that a run of ours can ask what is right beforehand.
     """
 
-    def __init__(self, law: Law, listener: socket.socket, *, honest: bool = False) -> None:
-        allow_open_files()
+    def __init__(self, law: Law, *, honest: bool) -> None:
         self._law = law
         self._honest = honest
         self._services, self._fates = law.service_times_ns(), law.fates()
+        self.begin()
+
+    def begin(self) -> None:
+        self._number = 0
+        self._queue = Queue(self._law)
+        self._log = array("q")
+        self._seen: set[int] = set()
+
+    def begin_anew(self) -> None:
+        """Forget what was, and be as the law says from now on."""
+        self._honest = False
+        self.begin()
+
+    def turn(self) -> tuple[Fate, int]:
+        """Return what becomes of the next request, and its service time in nanoseconds."""
+        number = self._number % DRAWS
+        self._number += 1
+        return Fate.ANSWER if self._honest else self._fates[number], self._services[number]
+
+    def refuse(self, arrived_ns: int) -> int:
+        """Log a request that is shed; return its place in the log."""
+        return self._add(arrived_ns, 0, arrived_ns, Fate.SHED)
+
+    def queue(self, fate: Fate, arrived_ns: int, service_ns: int, key: int) -> tuple[int, int]:
+        """Return when a request that arrived after all before it is due, and its place; `key` tells inputs apart."""
+        if self._law.cached and key in self._seen:
+            service_ns, due_ns = 0, arrived_ns
+        else:
+            self._seen.add(key)
+            due_ns = self._queue.due_ns(arrived_ns, service_ns)
+        return due_ns, self._add(arrived_ns, service_ns, 0 if fate == Fate.DROP else due_ns, fate)
+
+    def answered(self, place: int) -> None:
+        self._log[place + 3] = now_ns()
+
+    def as_npy(self) -> bytes:
+        file = io.BytesIO()
+        np.save(file, np.frombuffer(self._log.tobytes(), dtype=LOG_DTYPE))
+        return file.getvalue()
+
+    def _add(self, arrived_ns: int, service_ns: int, due_ns: int, fate: Fate) -> int:
+        self._log.extend((arrived_ns, service_ns, due_ns, 0, fate))
+        return len(self._log) - LOGGED
+
+
+class NullServer:
+    """Serves the law on a listening socket."""
+
+    def __init__(self, law: Law, listener: socket.socket, *, honest: bool = False) -> None:
+        allow_open_files()
+        self._course = Course(law, honest=honest)
         self._model = NullModel(law.input_bytes)
         self._listener = listener
         self._poller = Poller()
         self._poller.epoll.register(listener, IN)
         self._connections: dict[int, _Connection] = {}
         self._due: list[tuple[int, int, _Connection, int, Reply]] = []
+        self._number = 0
         self._answered = 0  # since the start: a server's statistics do not go back
         self._refused = 0
-        self._reset()
 
     def serve(self, until: Callable[[], bool] = lambda: False) -> None:
         """Serve until `until` says so, which is asked several times a second."""
@@ -133,9 +165,7 @@ class NullServer:
             self._answer_due()
 
     def _reset(self) -> None:
-        self._number = 0
-        self._queue = Queue(self._law)
-        self._counts = _Counts()
+        self._course.begin_anew()
         self._due = [(due_ns, number, connection, -1, reply) for due_ns, number, connection, _, reply in self._due]
 
     def _answer_due(self) -> None:
@@ -145,7 +175,7 @@ class NullServer:
 
     def _answer(self, connection: _Connection, place: int, reply: Reply) -> None:
         if place >= 0:
-            self._counts.log[place + 3] = now_ns()
+            self._course.answered(place)
         self._answered += reply.status == 200
         self._refused += reply.status != 200
         connection.send(reply)
@@ -170,32 +200,23 @@ class NullServer:
             connection.send(self._tell(path))
 
     def _infer(self, connection: _Connection, body: bytes, header_bytes: int | None, arrived_ns: int) -> None:
-        number = self._number % DRAWS
-        self._number += 1
-        fate, service_ns = Fate.ANSWER if self._honest else self._fates[number], self._services[number]
+        fate, service_ns = self._course.turn()
         if fate == Fate.SHED:
-            place = self._counts.add(arrived_ns, 0, arrived_ns, 0, fate)
+            place = self._course.refuse(arrived_ns)
             self._answer(connection, place, Reply(503, b'{"error":"shed, as the law says"}'))
             return
         reply, key = self._model.answer(body, header_bytes, wrong=fate == Fate.WRONG)
-        if self._law.cached and key in self._counts.seen:
-            service_ns, due_ns = 0, arrived_ns
-        else:
-            self._counts.seen.add(key)
-            due_ns = self._queue.due_ns(arrived_ns, service_ns)
-        if fate == Fate.DROP:
-            self._counts.add(arrived_ns, service_ns, 0, 0, fate)
-            return
-        place = self._counts.add(arrived_ns, service_ns, due_ns, 0, fate)
-        heapq.heappush(self._due, (due_ns, self._number, connection, place, reply))
+        due_ns, place = self._course.queue(fate, arrived_ns, service_ns, key)
+        if fate != Fate.DROP:
+            self._number += 1
+            heapq.heappush(self._due, (due_ns, self._number, connection, place, reply))
 
     def _tell(self, path: str) -> Reply:
         if path == RESET_PATH:
-            self._honest = False
             self._reset()
             return Reply(200, b"{}")
         if path == LOG_PATH:
-            return Reply(200, self._counts.as_npy())
+            return Reply(200, self._course.as_npy())
         if path.endswith("/stats"):
             return Reply(200, self._statistics())
         if path.startswith("/v2/health/") or path.endswith("/ready"):

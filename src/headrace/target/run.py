@@ -35,12 +35,14 @@ from headrace.errors import InputError
 from headrace.processes import Ready
 from headrace.target import expected as right
 from headrace.target import recorder
-from headrace.target.asking import Asker, Declared, HttpAsker, ServerCounts, ask
+from headrace.target.access import read_access
+from headrace.target.asking import Asker, Declared, ServerCounts, ask
 from headrace.target.counters import shared_words
 from headrace.target.expected import Expected, Tally
 from headrace.target.generator import GeneratorDone
+from headrace.target.handshake import Endpoint
 from headrace.target.jobs import Checked, CheckJob
-from headrace.target.law import MODEL, parse_law
+from headrace.target.law import MODEL, Transport, parse_law
 from headrace.target.null_server import Listening, Log, NullJob
 from headrace.target.payloads import Bodies, Inputs, grpc_body, http_body, make_inputs, read_arrays, rows_of
 from headrace.target.sending import GeneratorJob, GoAt
@@ -53,6 +55,10 @@ if TYPE_CHECKING:
 START_DELAY_NS = 100_000_000  # from the word to go to the plan's beginning
 START_TIMEOUT_S = 60.0
 COUNTING_S = 2.0  # for a server's own counts to catch up
+NULL_SERVERS: dict[Transport, str] = {
+    "http": "headrace.target.null_server:run_null_server",
+    "grpc": "headrace.target.null_grpc:run_null_grpc",
+}
 CACHE_SPEED = 2.0  # a repeated request that is so much faster was not computed
 CACHE_LEAST = 8  # different payloads, for that to mean anything
 
@@ -169,7 +175,8 @@ class _Run:
         self._crew = Crew(watcher.look)
         open_things.callback(self._crew.stop)
         self._url, self._target = self._resolve(target)
-        self._asker: Asker = ask(self._target, self._url)
+        self._access = read_access(self._target)
+        self._asker: Asker = ask(self._target, Endpoint(self._url, self._access))
         open_things.callback(self._asker.close)
 
     def _resolve(self, target: TargetConfig) -> tuple[str, TargetConfig]:
@@ -177,11 +184,9 @@ class _Run:
         if target.scheme != "null":
             return target.url, target
         law = parse_law(target.url)
-        null = self._crew.start(
-            "null server", "headrace.target.null_server:run_null_server", lambda report: NullJob(law=law, report=report)
-        )
+        null = self._crew.start("null server", NULL_SERVERS[law.transport], lambda pipe: NullJob(law=law, report=pipe))
         port = self._crew.expect(null, Listening, START_TIMEOUT_S).port
-        return f"http://127.0.0.1:{port}", replace(target, model=MODEL)
+        return f"{law.transport}://127.0.0.1:{port}", replace(target, model=MODEL)
 
     def execute(self, calibration_path: Path | None, sender: Sender) -> Outcome:
         """Ask, send, and judge."""
@@ -198,7 +203,7 @@ class _Run:
         target, config = self._target, self._config
         declared = self._asker.inputs()
         inputs = make_inputs(declared, target, config.inputs.batch_size, config.inputs.seed)
-        over_grpc = target.scheme == "grpc"
+        over_grpc = target.over_grpc
         return _Payloads(
             declared=declared,
             inputs=inputs,
@@ -269,7 +274,7 @@ class _Run:
         members = [self._start_generator(sender, number, bodies, path, output) for number, output in enumerate(outputs)]
         for member in members:
             self._crew.expect(member, Ready, START_TIMEOUT_S)
-        null = self._asker if isinstance(self._asker, HttpAsker) and self._config.target is not self._target else None
+        null = self._asker if self._target.scheme == "null" else None
         if null is not None:
             null.reset()
         before = self._asker.counts()
@@ -301,6 +306,7 @@ class _Run:
                 output=output,
                 report=report,
                 counters=self._counters,
+                access=self._access,
             )
             return sender.job(own)
 
@@ -320,10 +326,25 @@ class _Run:
         return after
 
     def _calibration(self, path: Path | None) -> Calibration | None:
-        if path is not None:
-            return calibration.load(path)
-        machine = environment.collect(None)
-        return calibration.load(calibration.default_path(calibration.machine_key(machine.cpu_model, machine.cpu_count)))
+        """Return what is known of the harness over this transport. Raises OutputError."""
+        if path is None:
+            machine = environment.collect(None)
+            key = calibration.machine_key(machine.cpu_model, machine.cpu_count)
+            path = calibration.default_path(key, transport=self._transport)
+        found = calibration.load(path)
+        return found if found is not None and found.transport == self._transport else None
+
+    @property
+    def _transport(self) -> Transport:
+        return "grpc" if self._target.over_grpc else "http"
+
+    def _limited(self, metrics: stats.Metrics, payload_bytes: float, known: Calibration | None) -> list[str]:
+        """Say what the harness may have added."""
+        if known is None and self._target.over_grpc:
+            return ["not calibrated over gRPC: what the harness adds is unknown; headrace calibrate --transport grpc"]
+        limited = validity.client_limited(validity.requests_per_s(metrics), metrics.response_time, payload_bytes, known)
+        over_tls = ["not calibrated over TLS: what the harness adds there is unknown"] if self._target.encrypted else []
+        return [*limited, *over_tls]
 
     def _judge(
         self, payloads: _Payloads, asked: _Asked, sent: _Sent, compared: _Compared, known: Calibration | None
@@ -334,9 +355,7 @@ class _Run:
         counted = None if sent.before is None or sent.after is None else sent.after.success - sent.before.success
         verdict = validity.judge(measured, metrics, config.load.kind, counted)
         payload_bytes = payloads.mean_bytes
-        limited = validity.client_limited(validity.requests_per_s(metrics), metrics.response_time, payload_bytes, known)
-        if self._target.scheme == "grpc":
-            limited = ["not calibrated: what the harness adds over gRPC is unknown"]
+        limited = self._limited(metrics, payload_bytes, known)
         check = compared.expected.summary(_summed(sent.done))
         fail = None if sent.before is None or sent.after is None else sent.after.fail - sent.before.fail
         summary = RunSummary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy.typing as npt
 from headrace.bench import arrivals
 from headrace.clock import NS_PER_S
 from headrace.config import LoadConfig, TargetConfig
+from headrace.target.access import Access
 from headrace.target.counters import ANSWERED, FAILED, ISSUED, SHED, bucket
+from headrace.target.handshake import Endpoint
 from headrace.target.kept import KeptAnswers
 from headrace.target.payloads import Place
 from headrace.target.recorder import ERROR, OK, Recorder
@@ -34,6 +36,11 @@ class GeneratorJob:
     output: Path
     report: Connection
     counters: Any  # of counters.shared_words
+    access: Access = field(default_factory=Access)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.url, self.access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Sending:
         self._duration_ns = None if job.load.duration_s is None else int(job.load.duration_s * NS_PER_S)
         self._number, self._generators, self._distinct = job.number, generators, len(job.places)
         self._answers = answers
+        self._hide = job.access.hide
         self._words = words
         self._end_ns: int | None = None
         self._due: memoryview | None = None
@@ -139,7 +147,7 @@ class Sending:
 
     def _tell(self, text: str) -> None:
         if self.first_error is None:
-            self.first_error = text[:SHOWN]
+            self.first_error = self._hide(text)[:SHOWN]
 
 
 def _share(total: int, number: int, generators: int) -> int:
