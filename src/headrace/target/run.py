@@ -329,10 +329,9 @@ class _Run:
         self, payloads: _Payloads, asked: _Asked, sent: _Sent, compared: _Compared, known: Calibration | None
     ) -> Outcome:
         config = self._config
-        metrics = stats.compute(sent.records, config.load.bound_s)
-        measured = sent.records[sent.records["phase"] == PHASES.index("measured")]
         counted = None if sent.before is None or sent.after is None else sent.after.success - sent.before.success
-        verdict = validity.judge(measured, metrics, config.load.kind, counted)
+        judged = validity.judge(sent.records, config.load, counted)
+        metrics, verdict = judged.metrics, judged.verdict
         payload_bytes = payloads.mean_bytes
         limited = validity.client_limited(validity.requests_per_s(metrics), metrics.response_time, payload_bytes, known)
         if self._target.scheme == "grpc":
@@ -345,7 +344,7 @@ class _Run:
             started_at="",
             options=config,
             command=(),
-            metrics=replace(metrics, response_time=None, service_time=None) if verdict.overloaded else metrics,
+            metrics=metrics,
             warmup_parts_s={},
             workers_warmed=0,
             activity=Activity(),
