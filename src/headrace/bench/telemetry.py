@@ -45,8 +45,6 @@ class TelemetryJob:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryResult:
     activity: Activity
-    first_ns: int | None  # the two ends of the window; None if it was never opened, or never closed
-    last_ns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,15 +206,11 @@ class Telemetry:
         """Summarise the window; all is None unless it was opened and closed."""
         opened, closed = self._opened, self._closed
         if opened is None or closed is None:
-            return TelemetryResult(activity=Activity(), first_ns=None, last_ns=None)
+            return TelemetryResult(activity=Activity())
         gpm = GpmMetrics()
         if self._gpu and self._first_gpm and self._last_gpm:
             gpm = self._gpu.gpm_metrics(self._first_gpm, self._last_gpm)
-        return TelemetryResult(
-            activity=summarise(self.samples, opened, closed, gpm),
-            first_ns=opened.at_ns,
-            last_ns=closed.at_ns,
-        )
+        return TelemetryResult(activity=summarise(self.samples, opened, closed, gpm))
 
     def _energy_mj(self) -> int | None:
         return self._gpu.energy_mj() if self._gpu else None
