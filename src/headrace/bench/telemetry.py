@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from headrace.bench.summary import Activity
 from headrace.clock import NS_PER_S, Clock, now_ns, seconds
-from headrace.errors import HeadraceError, OutputError
+from headrace.errors import HeadraceError
+from headrace.files import writing
 from headrace.nvml import GpmMetrics, GpmSample, Gpu, GpuState, open_gpu, throttle_words
 from headrace.processes import ChildFailed, Ready, become_child
 
@@ -297,12 +298,8 @@ def cpu_utilization_pct(before: CpuTimes, after: CpuTimes) -> float | None:
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
     """Write Parquet (zstd), nulls for what is unknown. Raises OutputError if the file cannot be written."""
     columns = {name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}
-    try:
+    with writing(path, "choose another output folder"):
         pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the telemetry samples cannot be written ({error}); choose another output folder"
-        ) from error
 
 
 def _known(values: Iterable[Number | None]) -> list[Number]:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from headrace.errors import InvalidOption
+from headrace.files import whole_file, write_whole
 from headrace.processes import describe
 
 _SIMPLE = (int, float, complex, str, bytes, bool, tuple, type(None), torch.dtype)
@@ -119,12 +119,9 @@ def _make(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
         artifact = standalone_compile(
             exported.graph_module, [*(values[name] for name in names), *example], dynamic_shapes="from_example_inputs"
         )
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            part = Path(place, path.name)
+        with whole_file(path) as part:
             artifact.save(path=str(part), format="binary")
-            part.with_suffix(".weights").write_bytes(msgspec.json.encode(names))
-            part.with_suffix(".weights").replace(path.with_suffix(".weights"))
-            part.replace(path)
+            write_whole(path.with_suffix(".weights"), msgspec.json.encode(names))
     except Exception as error:  # the model's own code, the exporter and the compiler may raise anything
         raise NotKept(describe(error)) from error
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from headrace.bench.summary import encode
 from headrace.config import LoadConfig, RunConfig
+from headrace.files import write_whole
 from headrace.search import capacity_report, measure, tune_report
 from headrace.search.capacity import Budget, Search, SearchConfig
 from headrace.search.capacity import Watcher as SearchWatcher
@@ -18,7 +19,6 @@ from headrace.search.space import Choice
 from headrace.search.trial import Trial, read_trials
 from headrace.search.tune import TuneConfig, Tuning
 from headrace.search.tune_report import TuneReport
-from headrace.study.finished import write_atomically
 
 
 class Watcher(SearchWatcher, measure.Watcher, Protocol):
@@ -35,8 +35,8 @@ def find_capacity(
     runs = kind(config=run, bound_s=config.bound.p99_s, place=place, watcher=watcher)
     Search(config, runs, watcher, Budget(config.time_s)).run()
     report = read_report(place.folder, run.experiment, config)
-    write_atomically(place.folder / capacity_report.FILE_NAME, encode(report).decode())
-    write_atomically(place.folder / capacity_report.PAGE_NAME, capacity_report.page(report))
+    write_whole(place.folder / capacity_report.FILE_NAME, encode(report))
+    write_whole(place.folder / capacity_report.PAGE_NAME, capacity_report.page(report))
     return report
 
 
@@ -81,7 +81,7 @@ def find_options(
 
 def write_report(report: TuneReport, winner: RunConfig, folder: Path) -> None:
     """Write everything that tells of a search. Raises OutputError."""
-    write_atomically(folder / tune_report.FILE_NAME, encode(report).decode())
-    write_atomically(folder / tune_report.PAGE_NAME, tune_report.page(report))
-    write_atomically(folder / tune_report.DEPLOYMENT_NAME, tune_report.deployment_toml(report, winner))
+    write_whole(folder / tune_report.FILE_NAME, encode(report))
+    write_whole(folder / tune_report.PAGE_NAME, tune_report.page(report))
+    write_whole(folder / tune_report.DEPLOYMENT_NAME, tune_report.deployment_toml(report, winner))
     tune_report.draw(report, folder / tune_report.PICTURE_NAME)

@@ -12,6 +12,7 @@ from headrace.bench import run
 from headrace.bench.run import RunFiles, run_benchmark
 from headrace.config import LoadConfig, RunConfig
 from headrace.errors import OutputError
+from headrace.files import writing
 from headrace.search.trial import TRIALS, Trial, read_trial
 from headrace.target import run as target_run
 from headrace.target.run import Files, run_target
@@ -35,7 +36,7 @@ class Place:
 def prepare_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> None:
     """Make the folder of a search, or empty one of an earlier search. Raises OutputError."""
     mine = [folder / name for name in (TRIALS, REFERENCES, COMPILED, *results)]
-    try:
+    with writing(folder, "mend the permissions, or choose another --output-dir"):
         if folder.exists() and any(folder.iterdir()):
             if not overwrite:
                 raise OutputError(f"{folder}: exists already; choose another --output-dir, or add --overwrite")
@@ -44,11 +45,6 @@ def prepare_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> 
                 path.unlink(missing_ok=True)
         (folder / TRIALS).mkdir(parents=True)
         (folder / REFERENCES).mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); mend the permissions, or choose another"
-            " --output-dir"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
