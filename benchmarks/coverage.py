@@ -30,7 +30,7 @@ from headrace.bench.correlation import block_length
 from headrace.bench.steady import is_steady
 from headrace.bench.validity import backlog
 from headrace.errors import InvalidOption
-from headrace.study.finished import write_atomically
+from headrace.files import write_whole
 from headrace.study.intervals import Runs, compare_runs, percentile_interval
 from headrace.study.power import more_runs
 from headrace.study.welch import Moments, RatioInterval, half_width
@@ -365,7 +365,7 @@ def compute(seed: int, trials: int, jobs: int, kept: Path) -> Iterator[dict[str,
         for done in as_completed(waiting):
             rows[waiting[done]] = done.result()
             found = [{"table": table, "row": row, **asdict(rows[table, row])} for table, row in sorted(rows)]
-            write_atomically(kept, json.dumps({"seed": seed, "trials": trials, "rows": found}, indent=1) + "\n")
+            write_whole(kept, json.dumps({"seed": seed, "trials": trials, "rows": found}, indent=1) + "\n")
             yield _tables(rows)
 
 
@@ -438,7 +438,7 @@ def main() -> None:
     args = parser.parse_args()
     command = " ".join(["python", *sys.argv])
     for tables in compute(args.seed, args.trials, args.jobs, args.output.with_suffix(".json")):
-        write_atomically(args.output, render(tables, args.seed, args.trials, command))
+        write_whole(args.output, render(tables, args.seed, args.trials, command))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from headrace.files import write_whole
 from headrace.study.compare import ComparedRow, Comparison, Selection, compare, load_side
 from headrace.study.findings import SIGNIFICANCE
-from headrace.study.finished import CellKey, write_atomically
+from headrace.study.finished import CellKey
 from headrace.study.power import POWER, smallest_ratio
 from headrace.study.published import RUNS_PER_ROW, Claim, claims, find, load_published
 from headrace.study.quantities import GPU_UTILIZATION
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     command = f"python benchmarks/judged.py {args.runs} --output {args.output}"
-    write_atomically(args.output, render(*judge_all(args.runs), command))
+    write_whole(args.output, render(*judge_all(args.runs), command))
 
 
 if __name__ == "__main__":

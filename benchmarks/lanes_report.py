@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from headrace.bench.environment import differences
 from headrace.bench.summary import FILE_NAME, Environment, RunSummary, load_summary
-from headrace.study.finished import counts, revisions, unlike, write_atomically
+from headrace.files import write_whole
+from headrace.study.finished import counts, revisions, unlike
 
 RECOMPILES = "recompiles while serving: "
 EXCLUDED = "Runs with errors or wrong answers are listed, and have no throughput."
@@ -117,7 +118,7 @@ def main() -> None:
     cells = read_cells(folder)
     if not cells:
         parser.error(f"{folder / 'runs'}: no finished run there; make some with benchmarks/lanes.sh {folder}")
-    write_atomically(folder / "report.md", render(cells))
+    write_whole(folder / "report.md", render(cells))
     draw(cells, folder / "chart.png")
 
 

@@ -92,7 +92,11 @@ def add_time_option(group: argparse._ArgumentGroup) -> None:
 def add_search_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="for the result and every run's files (default: under results/)"
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="for the result and every run's files, under trials/ (default: under results/); what the runs share,"
+        " reference answers and compiled code, is in a temporary folder and does not stay",
     )
     group.add_argument("--overwrite", action="store_true", help="replace what an earlier search left in the folder")
     group.add_argument("--json", action="store_true", help="print the result as JSON on standard output")

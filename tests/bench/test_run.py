@@ -1,16 +1,22 @@
 """`headrace bench`, end to end: whole runs in real processes, and what they leave behind."""
 
+import csv
+import io
 import json
 import platform
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from headrace.bench import stats
 from headrace.bench.columns import COLUMNS, PUBLISHED
+from headrace.bench.present import summary_table
 from headrace.bench.record import PHASES, STATUSES, measured, read_records
 from headrace.bench.summary import load_summary
+from headrace.report import markdown
+from headrace.report.model import build
 from tests.commands import QUICK, TINY, model_file, run, start
 
 # Enough requests that the window is many of the kernel's 10 ms steps of CPU time.
@@ -28,6 +34,10 @@ GPU_COLUMNS = (
     *("gpu_util", "sm_activity_pct", "sm_occupancy_pct", "tensor_activity_pct", "dram_activity_pct"),
     *("pcie_rx_bytes_per_s", "pcie_tx_bytes_per_s", "gpu_memory_used_bytes", "power_w", "sm_clock_mhz_mean"),
     *("gpu_name", "gpu_driver"),
+)
+LATENCY_COLUMNS = (
+    *("average_latency", "max_latency", "min_latency", "p50_response_s", "p90_response_s", "p99_response_s"),
+    *("mean_service_s", "p50_service_s", "p99_service_s"),
 )
 
 
@@ -247,3 +257,36 @@ def test_phases_follow_each_other(finished):
             records["completed_ns"][records["phase"] == earlier].max()
             <= records["scheduled_ns"][records["phase"] == later].min()
         ), PHASES[later]
+
+
+def test_an_overloaded_design_has_no_latency_wherever_its_run_is_shown(tmp_path):
+    ended = run(
+        *("bench", *QUICK, "--design", "executor", "--model", model_file(tmp_path)),
+        *("--load", "poisson", "--rate", "100000", "--num-iters", "400"),
+        *("--output-dir", "out", "--output-file", "all.csv", "--json"),
+        cwd=tmp_path,
+    )
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    (mark,) = [mark for mark in told["marks"] if "no latency exists" in mark]
+    assert told["metrics"]["response_time"] is told["metrics"]["service_time"] is None
+    assert told["metrics"]["throughput_samples_per_s"] > 0
+    with (tmp_path / "all.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert {row[name] for name in LATENCY_COLUMNS} == {""}
+    assert mark in row["marks"]
+    assert [_cell(load_summary(tmp_path / "out"), name) for name in ("response time", "service time")] == ["-", "-"]
+    report = build([tmp_path / "out"])
+    (cell,) = report.sections[0].cells
+    assert cell.good
+    assert (cell.response, cell.service) == (None, None)
+    assert mark in markdown.render(report)
+
+
+def _cell(summary, metric):
+    """Return what the console's table says of a metric."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(summary_table(summary))
+    rows = [[cell.strip() for cell in line.split("\u2502")] for line in console.file.getvalue().splitlines()]
+    (value,) = [row[2] for row in rows if row[1:2] == [metric]]
+    return value

@@ -8,6 +8,7 @@ import pytest
 from headrace.bench import stats, validity
 from headrace.bench.calibration import Calibration, Ceiling, Slip
 from headrace.bench.record import PHASES, STATUSES, empty_records
+from headrace.config import LoadConfig
 
 MS = 1_000_000
 CALIBRATION = Calibration(
@@ -36,8 +37,19 @@ def sound(count=400, gap=10 * MS, service=5 * MS):
     return records
 
 
-def judged(records, load="poisson", server=None):
-    return validity.judge(records, stats.compute(records), load, server)
+OPEN = LoadConfig(kind="poisson", rate=100.0, num_iters=400)
+LOOP = LoadConfig(kind="closed", concurrency=1, num_iters=400)
+
+
+def judged(records, load=OPEN, server=None):
+    return validity.judge(records, load, server).verdict
+
+
+def overloaded(count=400):
+    """Requests every 10 ms, each answered 20 ms after the one before it."""
+    records = sound(count)
+    records["completed_ns"] = records["issued_ns"][0] + (1 + np.arange(count)) * 20 * MS
+    return records
 
 
 def test_a_sound_run_has_no_reason_against_it():
@@ -124,7 +136,28 @@ def test_a_late_client_is_marked():
     records = sound()
     records["issued_ns"][100:120] += 3 * MS
     assert "the client was late: issue delay p99 3" in judged(records).marks[0]
-    assert judged(records, load="closed").marks == ()
+    assert judged(records, load=LOOP).marks == ()
+
+
+def test_what_overload_measured_is_no_latency_and_all_else_stays():
+    found = validity.judge(overloaded(), OPEN)
+    assert found.metrics == replace(stats.compute(overloaded()), response_time=None, service_time=None)
+    assert found.metrics.throughput_samples_per_s is not None
+    assert "no latency exists" in found.verdict.overload
+    assert found.verdict.overload in found.verdict.marks
+
+
+@pytest.mark.parametrize(("records", "load"), [(sound(), OPEN), (overloaded(), LOOP)], ids=["kept up", "a loop"])
+def test_a_run_that_its_server_kept_up_with_or_that_waited_for_it_has_latencies(records, load):
+    found = validity.judge(records, load)
+    assert found.metrics == stats.compute(records)
+    assert found.verdict.overload == ""
+
+
+def test_overload_that_left_requests_unanswered_is_overload():
+    records = overloaded()
+    records["completed_ns"][-100:], records["status"][-100:] = 0, STATUSES.index("unanswered")
+    assert judged(records).overload
 
 
 def test_a_run_near_the_harnesss_ceiling_is_client_limited():

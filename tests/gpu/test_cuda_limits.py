@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace.bench.limits import STREAMS
-from headrace.bench.limits_report import load_report
+from tests.bench.test_limits import read_report
 from tests.commands import model_file, run
 
 pytestmark = [
@@ -17,7 +17,7 @@ def test_every_limit_of_a_gpu_is_measured(tmp_path):
     options = ("--device", "cuda", "--image-size", "48", "--precision", "bf16", "--output-dir", "out")
     ended = run("limits", *options, "--model", model_file(tmp_path), cwd=tmp_path)
     assert ended.code == 0, ended.err
-    report = load_report(tmp_path / "out")
+    report = read_report(tmp_path / "out")
     assert report.form == "CUDA graphs"
     assert [batch.measured.bucket for batch in report.batches] == [1, 32, 256]
     for batch in report.batches:

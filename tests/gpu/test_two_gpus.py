@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from headrace.gpus import choose_gpus
+from headrace.model.compiled import identity
 from headrace.placement import places
 from tests.serving import WAIT_S, Server
 from tests.test_ending import when_readable
@@ -115,3 +116,8 @@ def test_an_engine_that_is_killed_costs_its_share_and_comes_back_on_its_gpu(serv
 def test_an_engines_cpus_are_those_of_its_gpus_node_where_the_machine_has_several():
     for place in places("cuda", choose_gpus("0,1"), 1):
         assert place.cpus is None or place.cpus < os.sched_getaffinity(0)
+
+
+def test_a_compiled_program_is_looked_up_by_the_gpu_that_it_was_made_for():
+    found = [identity(torch.nn.Linear(2, 2).to(f"cuda:{number}")) for number in (0, 1, 0)]
+    assert found[0] == found[2] != found[1]

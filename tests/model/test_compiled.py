@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from headrace.errors import InvalidOption
-from headrace.model.compiled import NotKept, identity, kept_programs
+from headrace.model.compiled import NotKept, identity, kept_programs, place_of
 from headrace.model.signature import FlatModel
 
 TOLERANCE = 2e-4
@@ -76,6 +76,20 @@ def test_another_batch_size_is_made_beside_those_that_are_there(folder):
 def test_a_number_that_the_models_code_reads_is_part_of_its_identity():
     assert identity(flat()) == identity(flat(seed=1))
     assert identity(flat()) != identity(flat(factor=3.0))
+
+
+def test_a_program_belongs_to_a_kind_of_gpu_and_its_number():
+    def name(device):
+        return "A" if device.index < 2 else "B"
+
+    places = [place_of(torch.device("cuda", number), name) for number in (0, 1, 2, 0)]
+    assert len(set(places)) == 3
+    assert places[0] == places[3]
+    assert "A" in places[0]
+
+
+def test_a_program_for_the_cpu_belongs_to_its_instructions():
+    assert place_of(torch.device("cpu")) == torch.backends.cpu.get_cpu_capability()
 
 
 def test_a_damaged_program_is_made_anew(folder):

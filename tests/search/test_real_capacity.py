@@ -69,8 +69,17 @@ def test_the_capacity_of_a_server_of_known_law_is_found(tmp_path, url, mean_s, p
     assert encode(report).decode() == (tmp_path / "found" / "capacity.json").read_text()
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where the commands put temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
 @pytest.mark.timeout(120)
-def test_a_design_that_cannot_hold_a_bound_is_told_so_by_the_command(tmp_path):
+def test_a_design_that_cannot_hold_a_bound_is_told_so_by_the_command(tmp_path, temporary):
     ended = commands.run(
         *("capacity", "--p99", "1us", "--design", "lanes", "--model", commands.model_file(tmp_path), "--json"),
         *("--device", "cpu", "--image-size", 48, "--batch-size", 2, "--input", "random", "--distinct-images", 4),
@@ -83,6 +92,8 @@ def test_a_design_that_cannot_hold_a_bound_is_told_so_by_the_command(tmp_path):
     assert "no rate holds p99 0.001 ms: one request alone takes" in told["verdict"]
     assert told["trials"] == ["000-alone"]
     assert (tmp_path / "found" / "trials" / "000-alone" / "requests.parquet").is_file()
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"trials", "capacity.json", "capacity.md"}
+    assert list(temporary.glob("headrace-*")) == [], "what the runs shared has gone"
 
 
 @pytest.mark.parametrize(

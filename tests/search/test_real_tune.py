@@ -26,6 +26,8 @@ def test_the_winner_is_written_as_a_deployment_that_serves_it(tmp_path):
     for each in told["tried"]:
         for point in each["points"]:
             assert (tmp_path / "found" / "trials" / point["trial"] / "requests.parquet").is_file()
+    names = {path.name for path in (tmp_path / "found").iterdir()}
+    assert names - {"tune.png"} == {"trials", "tune.json", "tune.md", "headrace.toml"}, "what the runs shared has gone"
     assert told["p99_s"] <= 0.5 or "does not hold" in told["verdict"]
     (model,) = tomllib.loads((tmp_path / "found" / "headrace.toml").read_text())["models"]
     assert max(model["buckets"]) == told["winner"]["max_batch_size"]

@@ -5,8 +5,8 @@ import pytest
 
 from headrace.bench.summary import Activity, AnswerCheck
 from headrace.config import DESIGN_NAMES
-from headrace.errors import IncomparableRuns, OutputError
-from headrace.study.finished import CellKey, MissingRun, counts, machine, unlike, write_atomically
+from headrace.errors import IncomparableRuns
+from headrace.study.finished import CellKey, MissingRun, counts, machine, unlike
 from headrace.study.plan import PlannedRun
 from headrace.study.tables import MEANING, render_all, render_csv, render_table, write_tables
 from tests.study.summaries import GPU, TORCH, metrics, summary
@@ -190,10 +190,3 @@ def test_experiments_stand_in_the_published_order():
         *("2_predict_workers", "3_predict_workers", "4_predict_workers", "10_predict_workers"),
         "1_lanes",
     ]
-
-
-def test_a_file_that_cannot_be_replaced_is_an_output_error(tmp_path):
-    (tmp_path / "name").mkdir()
-    with pytest.raises(OutputError, match="name: cannot be written"):
-        write_atomically(tmp_path / "name", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["name"]

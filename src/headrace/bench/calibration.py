@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from headrace.errors import OutputError
+from headrace.files import write_whole
 
 SCHEMA_VERSION = 1
 AT_REST_S = 50e-6  # p99 of the slip on an idle core
@@ -115,13 +116,8 @@ def load(path: Path) -> Calibration | None:
 
 def save(calibration: Calibration, path: Path) -> None:
     """Write whole or not at all. Raises OutputError."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n")
-        partial.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another with --output") from error
+    text = msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n"
+    write_whole(path, text, "name another with --output")
 
 
 def _along(at: float, places: Sequence[float], values: Sequence[float]) -> float:

@@ -58,6 +58,7 @@ OURS = (
     "torch",
     "git_revision",
     "started_at",
+    "marks",
     "error",
 )
 COLUMNS = PUBLISHED + OURS
@@ -133,5 +134,6 @@ def _where(summary: RunSummary) -> dict[str, object]:
         "torch": summary.torch and summary.torch.torch,
         "git_revision": environment.git_revision,
         "started_at": summary.started_at,
+        "marks": "; ".join(summary.marks) or None,
         "error": summary.error,
     }

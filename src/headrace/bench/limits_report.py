@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import msgspec
 
 from headrace.bench.summary import Environment, Limits, TorchFacts
 from headrace.config import InputConfig, LanesConfig, ModelConfig, Precision, WireType, require
-from headrace.errors import OutputError
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "limits.json"
@@ -117,18 +113,3 @@ class LimitsReport:
         compiled = "compiled" if model.compile else "not compiled"
         where = self.environment.device_name(self.config.device)
         return f"{model.name}, {self.config.precision}, {compiled}, {where}"
-
-
-def load_report(folder: Path) -> LimitsReport:
-    """Read what `headrace limits` wrote, to show or draw it again. Raises OutputError."""
-    path = folder / REPORT_NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=LimitsReport, dec_hook=_from_text)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise OutputError(f"{path}: no limits of this Headrace there ({error}); measure them again") from error
-
-
-def _from_text(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind.__name__} in a report")

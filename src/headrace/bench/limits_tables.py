@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.bench.limits_report import BatchLimits, LimitsReport
-from headrace.clock import now_ns, seconds
+from headrace.bench.lines import Lines
 
 BEST = "*"
 
@@ -19,7 +19,7 @@ class RichSteps:
     """Shows the steps on a terminal; elsewhere (a log, CI) a line for each."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._console, self._lines = console, Lines(console)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,7 +29,6 @@ class RichSteps:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._began_ns = now_ns()
 
     def __enter__(self) -> RichSteps:
         self._bar.start()
@@ -45,8 +44,7 @@ class RichSteps:
         if self._task is not None:
             self._bar.update(self._task, description=text, completed=number, total=of)
         else:
-            line = f"[{seconds(now_ns() - self._began_ns):6.1f} s] {number + 1} of {of}: {text}"
-            self._console.print(line, highlight=False, markup=False)
+            self._lines.timed(f"{number + 1} of {of}: {text}")
 
 
 def tables(report: LimitsReport) -> Iterator[Group]:

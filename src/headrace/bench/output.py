@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headrace.errors import OutputError
+from headrace.files import writing
 
 PARTIAL = ".partial"
 
@@ -27,15 +28,11 @@ def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{path}: exists already; choose another --output-dir, or add --overwrite")
     partial = path.with_name(path.name + PARTIAL)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        _replace(partial, path)
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or path}: cannot be written ({error.strerror}); free space, mend the permissions, or"
-            " choose another --output-dir"
-        ) from error
+        with writing(path, "free space, mend the permissions, or choose another --output-dir"):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            _replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -97,13 +94,9 @@ class CsvLog:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        try:
+        with writing(self._path, "mend the permissions or name another file"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise OutputError(
-                f"{self._path}: cannot be written ({error.strerror}); mend the permissions or name another file"
-            ) from error
         try:
             yield descriptor
         finally:

@@ -16,7 +16,7 @@ from headrace.bench.inputs import make_rows
 from headrace.bench.jobs import PrepareJob
 from headrace.bench.prepared import Prepared
 from headrace.bench.reference import compute_reference
-from headrace.errors import OutputError
+from headrace.files import whole_file
 from headrace.model import precision
 from headrace.model.checkpoint import ensure_checkpoint
 from headrace.processes import become_child, failures_reported
@@ -55,12 +55,5 @@ def _prepare(job: PrepareJob) -> Prepared:
 
 def _save(path: Path, values: npt.NDArray[np.float32]) -> None:
     """Write whole or not at all: other runs of a sweep may look for it."""
-    partial = path.with_suffix(".partial.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, prepared.REMEDY) as partial:
         np.save(partial, values)
-        partial.rename(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path.parent}: the reference answers cannot be written ({error.strerror}); free space or name another"
-        ) from error

@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 
 from headrace.config import InputConfig, ModelConfig
-from headrace.errors import OutputError
+from headrace.files import write_whole
+
+REMEDY = "free space or name another folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +52,7 @@ def find(folder: Path, name: str) -> Prepared | None:
 
 def store(folder: Path, name: str, prepared: Prepared) -> None:
     """Keep `prepared` for `find`. Raises OutputError."""
-    partial = folder / f"{name}.json.partial"
-    try:
-        partial.write_bytes(msgspec.json.encode(prepared))
-        partial.rename(folder / f"{name}.json")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); free space or name another") from error
+    write_whole(folder / f"{name}.json", msgspec.json.encode(prepared), REMEDY)
 
 
 def _same_checkpoint(prepared: Prepared) -> bool:

@@ -9,16 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from headrace.bench.classify import Labelled
+from headrace.bench.lines import Lines
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
-from headrace.clock import now_ns
 
 
 class RichWatcher:
     """Shows a run on a terminal; elsewhere (a log, CI) a line per stage."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._lines = Lines(console)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -31,7 +31,6 @@ class RichWatcher:
         )
         self._task: TaskID | None = None
         self._measuring = False
-        self._start_ns = now_ns()
 
     def __enter__(self) -> RichWatcher:
         self._bar.start()
@@ -41,11 +40,11 @@ class RichWatcher:
         self._bar.stop()
 
     def tell(self, text: str) -> None:
-        self._console.print(f"note: {text}", style="yellow", highlight=False)
+        self._lines.note(text)
 
     def stage(self, text: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(f"[{(now_ns() - self._start_ns) / 1e9:6.1f} s] {text}", highlight=False, markup=False)
+        if self._bar.disable:
+            self._lines.timed(text)
         elif self._task is None:
             self._task = self._bar.add_task(text, total=None)
         else:

@@ -321,8 +321,8 @@ def warmup_parts_s(records: Records, host: HostDone) -> dict[str, float]:
 
 def _summarise(config: RunConfig, reported: _Reported, command: Sequence[str], started_at: str) -> RunSummary:
     load = reported.load
-    metrics = stats.compute(load.records, config.load.bound_s)
-    verdict = validity.judge(measured(load.records), metrics, config.load.kind, None)
+    judged = validity.judge(load.records, config.load)
+    metrics, verdict = judged.metrics, judged.verdict
     gpu = config.gpu_index
     limits, throughput = reported.host.limits, metrics.throughput_samples_per_s
     copies = config.transport.client == "copy"

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from headrace.bench.summary import Activity
 from headrace.clock import NS_PER_S, Clock, now_ns, seconds
-from headrace.errors import HeadraceError, OutputError
+from headrace.errors import HeadraceError
+from headrace.files import writing
 from headrace.nvml import GpmMetrics, GpmSample, Gpu, GpuState, open_gpu, throttle_words
 from headrace.processes import ChildFailed, Ready, become_child
 
@@ -45,8 +46,6 @@ class TelemetryJob:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryResult:
     activity: Activity
-    first_ns: int | None  # the two ends of the window; None if it was never opened, or never closed
-    last_ns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,15 +207,11 @@ class Telemetry:
         """Summarise the window; all is None unless it was opened and closed."""
         opened, closed = self._opened, self._closed
         if opened is None or closed is None:
-            return TelemetryResult(activity=Activity(), first_ns=None, last_ns=None)
+            return TelemetryResult(activity=Activity())
         gpm = GpmMetrics()
         if self._gpu and self._first_gpm and self._last_gpm:
             gpm = self._gpu.gpm_metrics(self._first_gpm, self._last_gpm)
-        return TelemetryResult(
-            activity=summarise(self.samples, opened, closed, gpm),
-            first_ns=opened.at_ns,
-            last_ns=closed.at_ns,
-        )
+        return TelemetryResult(activity=summarise(self.samples, opened, closed, gpm))
 
     def _energy_mj(self) -> int | None:
         return self._gpu.energy_mj() if self._gpu else None
@@ -303,12 +298,8 @@ def cpu_utilization_pct(before: CpuTimes, after: CpuTimes) -> float | None:
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
     """Write Parquet (zstd), nulls for what is unknown. Raises OutputError if the file cannot be written."""
     columns = {name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}
-    try:
+    with writing(path, "choose another output folder"):
         pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the telemetry samples cannot be written ({error}); choose another output folder"
-        ) from error
 
 
 def _known(values: Iterable[Number | None]) -> list[Number]:

@@ -5,16 +5,16 @@ A reason is a sentence with the value and the limit. No reason: nothing was foun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.bench.calibration import Calibration
-from headrace.bench.record import STATUSES, Records
-from headrace.bench.stats import Distribution, Metrics
+from headrace.bench.record import STATUSES, Records, measured
+from headrace.bench.stats import Distribution, Metrics, compute
 from headrace.clock import NS_PER_S
-from headrace.config import OPEN_LOADS, LoadKind
+from headrace.config import OPEN_LOADS, LoadConfig
 
 LITTLE_TOLERANCE = 0.01
 SHARE_OF_CEILING = 0.5
@@ -32,7 +32,15 @@ Moments = npt.NDArray[np.int64]
 class Verdict:
     voids: tuple[str, ...] = ()  # the run does not count
     marks: tuple[str, ...] = ()  # it counts, and a reader must know
-    overloaded: bool = False  # the backlog grew: no latency exists
+    overload: str = ""  # why no latency exists: the backlog grew; it is one of the marks
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A run's metrics as they may be shown: where no latency exists, response and service time are None."""
+
+    metrics: Metrics
+    verdict: Verdict
 
 
 def conserved(metrics: Metrics, answered_rightly: int) -> list[str]:
@@ -136,7 +144,7 @@ def slip(issue_delay: Distribution | None, response: Distribution | None) -> lis
         return []
     return [
         f"the client was late: issue delay p99 {issue_delay.p99 * 1e3:.3g} ms, of {limit_s * 1e3:.3g} that go unseen,"
-        f" and {issue_delay.max * 1e3:.3g} ms at most; response time holds, service time leaves it out"
+        f" and {issue_delay.max * 1e3:.3g} ms at most; response time counts it, service time leaves it out"
     ]
 
 
@@ -161,8 +169,19 @@ def client_limited(
     return reasons
 
 
-def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: int | None) -> Verdict:
-    """Apply what needs nothing but the records of the measured requests, and the server's count where there is one."""
+def judge(records: Records, load: LoadConfig, server_answered: int | None = None) -> Judged:
+    """Compute a run's metrics and say whether it counts, from its records and the server's count where there is one.
+
+    Whatever shows, compares or searches by a run's numbers asks here, so that all of them agree on which exist.
+    """
+    metrics = compute(records, load.bound_s)
+    verdict = _verdict(measured(records), metrics, is_open=load.kind in OPEN_LOADS, server_answered=server_answered)
+    if verdict.overload:
+        metrics = replace(metrics, response_time=None, service_time=None)  # they say how long the run was
+    return Judged(metrics, verdict)
+
+
+def _verdict(records: Records, metrics: Metrics, *, is_open: bool, server_answered: int | None) -> Verdict:
     right = records["status"] == STATUSES.index("ok")
     wrong = records["status"] == STATUSES.index("wrong")
     answered = records[right | wrong]
@@ -175,11 +194,11 @@ def judge(records: Records, metrics: Metrics, load: LoadKind, server_answered: i
         *mean_between("service time", metrics.service_time),
         *little(answered["issued_ns"], answered["completed_ns"], mean_s),
     ]
-    grew = backlog(records["scheduled_ns"], records["completed_ns"]) if load in OPEN_LOADS else []
-    marks = list(grew)
-    if load in OPEN_LOADS:
-        marks += slip(metrics.issue_delay, metrics.response_time)
-    return Verdict(tuple(voids), tuple(marks), overloaded=bool(grew))
+    if not is_open:
+        return Verdict(tuple(voids))
+    grew = backlog(records["scheduled_ns"], records["completed_ns"])
+    marks = (*grew, *slip(metrics.issue_delay, metrics.response_time))
+    return Verdict(tuple(voids), marks, overload="".join(grew))
 
 
 def requests_per_s(metrics: Metrics) -> float | None:

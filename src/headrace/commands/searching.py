@@ -14,6 +14,7 @@ from headrace import (
     tune_options,
 )
 from headrace.bench.summary import encode
+from headrace.files import write_whole
 from headrace.planning import picture
 from headrace.planning import tables as plan_tables
 from headrace.planning.observe import read_runs
@@ -25,7 +26,6 @@ from headrace.search import capacity_report, tune_report
 from headrace.search.find import find_capacity, find_options
 from headrace.search.measure import Place
 from headrace.search.progress import SearchProgress
-from headrace.study.finished import write_atomically
 from headrace.target import live
 
 
@@ -111,8 +111,8 @@ def do_plan(args: argparse.Namespace, screen: Screen) -> None:
 
 
 def _write_plan(plan: CapacityPlan, folder: Path, screen: Screen) -> None:
-    write_atomically(folder / "plan.json", encode(plan).decode())
-    write_atomically(folder / "plan.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
+    write_whole(folder / "plan.json", encode(plan))
+    write_whole(folder / "plan.md", plan_tables.as_markdown(plan, ("headrace", *sys.argv[1:])))
     if not picture.draw(plan, folder / "plan.png"):
         screen.tell("plan.png was not drawn: matplotlib is missing; install headrace[plots]")
     screen.tell(f"files: {folder}/ (plan.md, plan.json, plan.png)")

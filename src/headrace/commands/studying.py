@@ -12,6 +12,7 @@ from headrace import (
 )
 from headrace.bench import limits_tables
 from headrace.errors import RunFailed
+from headrace.files import write_whole
 from headrace.report import markdown as report_markdown
 from headrace.report import model as report_model
 from headrace.report import page as report_page
@@ -19,7 +20,7 @@ from headrace.screen import Screen, print_page
 from headrace.study import compare, compare_page, compare_report
 from headrace.study.execute import BenchCommand, SubprocessExecutor
 from headrace.study.findings import render_findings
-from headrace.study.finished import load_runs, missing_runs, write_atomically
+from headrace.study.finished import load_runs, missing_runs
 from headrace.study.progress import RichSweepProgress
 from headrace.study.sweep import run_sweep
 from headrace.study.tables import write_tables
@@ -107,7 +108,7 @@ def add_findings(parser: argparse.ArgumentParser) -> None:
 def do_findings(args: argparse.Namespace, screen: Screen) -> None:
     page = render_findings(load_runs(args.folder))
     if args.output:
-        write_atomically(args.output, page)
+        write_whole(args.output, page)
         screen.out.print(str(args.output), highlight=False, soft_wrap=True)
     else:
         print_page(page, screen)
@@ -136,5 +137,5 @@ def do_report(args: argparse.Namespace, screen: Screen) -> None:
         screen.tell(f"left out: {lost.name}: {lost.reason}")
     for path, render in ((args.output, report_page.render), (args.markdown, report_markdown.render)):
         if path is not None:
-            write_atomically(path, render(report))
+            write_whole(path, render(report))
             screen.out.print(str(path), highlight=False, soft_wrap=True)

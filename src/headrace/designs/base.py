@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -34,9 +34,6 @@ class Endpoint(Protocol):
 
 class Design(Protocol):
     """Moves every request from the endpoint through the model and back, each exactly once."""
-
-    own_process: ClassVar[bool]
-    """Whether the backend is a process of its own, started when serving begins, or runs in the main process."""
 
     def serve(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         """Answer requests until the client closes; then return, with all threads ended.

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,8 +62,6 @@ class _Worker(threading.local):
 
 
 class CopyThreads:
-    own_process: ClassVar[bool] = False
-
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
 

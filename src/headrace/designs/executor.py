@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from headrace.designs.base import Endpoint, Model, answer
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 class Executor:
-    own_process: ClassVar[bool] = False
-
     def serve(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         """See `Design.serve`."""
         model: Model | None = None

@@ -12,7 +12,7 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -56,8 +56,6 @@ class LanesDesign:
     report: list[str]
     # Called when the last request has been answered, with the bytes of a row in and out.
     on_idle: Callable[[LaneSet, int, int], None] = lambda _lanes, _row, _answer: None
-
-    own_process: ClassVar[bool] = False
 
     def serve(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         """See `Design.serve`."""

@@ -7,7 +7,7 @@ the error response of its request instead of ending the process in silence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from headrace.designs.base import Endpoint, Model, answer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 class Original:
-    own_process: ClassVar[bool] = True
-
     def serve(self, endpoint: Endpoint, device: Device, load_model: Callable[[], Model]) -> None:
         """See `Design.serve`."""
         model: Model | None = None

@@ -6,11 +6,9 @@ Every file appears by an atomic rename, so a file that is there is whole, also w
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from headrace.config import ModelConfig
-from headrace.errors import ModelError, OutputError
+from headrace.errors import ModelError
+from headrace.files import whole_file
 from headrace.model.source import build_torchvision, resolve, torchvision_models
 
+_REMEDY = "choose another --model-dir or make room"
 _TIMEOUT_S = 10.0
 _CHUNK_BYTES = 1 << 20
 _CALIBRATION_BATCHES = 3
@@ -106,17 +106,20 @@ def make_random_checkpoint(name: str, path: Path, seed: int) -> None:
     if resolve(name).kind != "torchvision":
         raise ModelError(f"--model {name} brings its own weights; a checkpoint is made for torchvision models only")
     model = _random_model(name, seed)
-    with _written_whole(path) as file:
-        torch.save(model.state_dict(), file)
+    with whole_file(path, _REMEDY) as partial, partial.open("wb") as file:
+        try:
+            torch.save(model.state_dict(), file)
+        except RuntimeError as error:  # it reports a full disk so
+            raise OSError(str(error)) from error
 
 
 def _try_download(url: str, path: Path, fetch: Fetch) -> str | None:
     """Return None if the file is there now, else why not."""
     try:
-        with _written_whole(path) as file:
-            fetch(url, file)
-            file.flush()
-            _verify(Path(file.name), path.name)
+        with whole_file(path, _REMEDY) as partial:
+            with partial.open("wb") as file:
+                fetch(url, file)
+            _verify(partial, path.name)
     except DownloadError as failure:
         return str(failure)
     return None
@@ -136,22 +139,6 @@ def _verify(path: Path, published_name: str) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if expected and not digest.startswith(expected[1]):
         raise DownloadError(f"the download is damaged (SHA-256 begins {digest[:8]}, not {expected[1]})")
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes `path`'s place at the end, or vanishes if anything is raised."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise OutputError(f"{path}: cannot be written ({error}); choose another --model-dir or make room") from error
-    finally:
-        with suppress(OSError):  # it has taken its place, or its folder was never there
-            temporary.unlink()
 
 
 def _random_model(name: str, seed: int) -> nn.Module:

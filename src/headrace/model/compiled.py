@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from headrace.errors import InvalidOption
+from headrace.files import whole_file, write_whole
 from headrace.processes import describe
 
 _SIMPLE = (int, float, complex, str, bytes, bool, tuple, type(None), torch.dtype)
@@ -83,15 +83,34 @@ def identity(model: nn.Module) -> str:
 
 def _facts(model: nn.Module) -> list[str]:
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     switches = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-    facts = [torch.__version__, str(torch.version.cuda), where, repr(switches), repr(torch.is_grad_enabled())]
+    facts = [
+        torch.__version__,
+        str(torch.version.cuda),
+        place_of(device),
+        repr(switches),
+        repr(torch.is_grad_enabled()),
+    ]
     for name, part in model.named_modules(remove_duplicate=False):
         values = {key: value for key, value in sorted(vars(part).items()) if isinstance(value, _SIMPLE)}
         facts.append(f"{name} {type(part).__qualname__} {part.extra_repr()} {values!r} {_source(part)}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         facts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}")
     return facts
+
+
+def place_of(device: torch.device, gpu_name: Callable[[torch.device], str] = torch.cuda.get_device_name) -> str:
+    """Say what a program was compiled for: the kind of CPU, or the kind of GPU and its number in this process.
+
+    The number counts, since Inductor writes it into the program: its code selects that device, takes that device's
+    stream and loads kernels there, so on another GPU it would be given addresses that are not that device's. An engine
+    of a server sees its one GPU as number 0, so engines on GPUs of a kind share their programs all the same. Source:
+    PyTorch 2.14, torch/_inductor/codegen/wrapper.py (EnterDeviceContextManagerLine, write_get_raw_stream) and
+    torch/_inductor/runtime/hints.py (DeviceProperties).
+    """
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return f"{gpu_name(device)} {device}"
 
 
 def _source(part: nn.Module) -> str:
@@ -119,12 +138,9 @@ def _make(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
         artifact = standalone_compile(
             exported.graph_module, [*(values[name] for name in names), *example], dynamic_shapes="from_example_inputs"
         )
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            part = Path(place, path.name)
+        with whole_file(path) as part:
             artifact.save(path=str(part), format="binary")
-            part.with_suffix(".weights").write_bytes(msgspec.json.encode(names))
-            part.with_suffix(".weights").replace(path.with_suffix(".weights"))
-            part.replace(path)
+            write_whole(path.with_suffix(".weights"), msgspec.json.encode(names))
     except Exception as error:  # the model's own code, the exporter and the compiler may raise anything
         raise NotKept(describe(error)) from error
 

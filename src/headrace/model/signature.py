@@ -17,8 +17,6 @@ from headrace.tensors import DTYPE_BYTES, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headrace.transport.layout import Layout
-
 Inputs = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
 
@@ -91,12 +89,6 @@ def signature_of(model: nn.Module, example: Inputs) -> Signature:
     paths, tree = pytree.tree_flatten_with_path(output)
     outputs = tuple(_output_spec(_path_name(path), leaf, rows) for path, leaf in paths)
     return Signature(inputs=inputs, outputs=outputs, keyword=named, tree=tree)
-
-
-def signature_of_layout(layout: Layout) -> Signature:
-    """Return the signature that a ring was made for: one tensor in, one out."""
-    leaf = pytree.tree_structure(torch.empty(0))
-    return Signature(inputs=layout.inputs, outputs=layout.outputs, keyword=False, tree=leaf)
 
 
 def _numbered(example: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:

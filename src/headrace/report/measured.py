@@ -208,15 +208,12 @@ class _Pools:
 
 def compute_run(run: Run, records: Records, telemetry: Telemetry | None, bound_s: float | None) -> RunNumbers:
     """Compute a run's numbers. `bound_s` takes the place of the latency bound that the run was made with."""
-    metrics = stats.compute(records, run.load.bound_s)
     target = run.summary.target
-    counted = measured(records)
-    verdict = validity.judge(counted, metrics, run.load.kind, target.server_success if target else None)
+    judged = validity.judge(records, run.load, target.server_success if target else None)
+    metrics, verdict = judged.metrics, judged.verdict
     reasons = tuple(_reasons(run, metrics, verdict))
     if bound_s is not None:
-        metrics = stats.compute(records, bound_s)
-    if verdict.overloaded:
-        metrics = replace(metrics, response_time=None, service_time=None)  # they say how long the run was
+        metrics = replace(metrics, goodput_samples_per_s=stats.compute(records, bound_s).goodput_samples_per_s)
     limits, throughput = run.summary.limits, metrics.throughput_samples_per_s
     copies = run.summary.options.transport.client == "copy"
     efficiency = Efficiency.of(throughput, limits, client_copies=copies) if limits and throughput else None

@@ -12,11 +12,10 @@ from headrace.bench import run
 from headrace.bench.run import RunFiles, run_benchmark
 from headrace.config import LoadConfig, RunConfig
 from headrace.errors import OutputError
+from headrace.files import writing
 from headrace.search.trial import TRIALS, Trial, read_trial
 from headrace.target import run as target_run
 from headrace.target.run import Files, run_target
-
-REFERENCES, COMPILED = "references", "compiled"  # in a search's folder: what its runs share
 
 
 class Watcher(run.Watcher, target_run.Watcher, Protocol):
@@ -34,8 +33,8 @@ class Place:
 
 def prepare_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> None:
     """Make the folder of a search, or empty one of an earlier search. Raises OutputError."""
-    mine = [folder / name for name in (TRIALS, REFERENCES, COMPILED, *results)]
-    try:
+    mine = [folder / name for name in (TRIALS, *results)]
+    with writing(folder, "mend the permissions, or choose another --output-dir"):
         if folder.exists() and any(folder.iterdir()):
             if not overwrite:
                 raise OutputError(f"{folder}: exists already; choose another --output-dir, or add --overwrite")
@@ -43,12 +42,6 @@ def prepare_folder(folder: Path, results: Sequence[str], *, overwrite: bool) -> 
                 shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
         (folder / TRIALS).mkdir(parents=True)
-        (folder / REFERENCES).mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); mend the permissions, or choose another"
-            " --output-dir"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +52,19 @@ class DesignRuns:
     bound_s: float
     place: Place
     watcher: Watcher
+    shared: Path  # for what all runs need, reference answers and compiled code; who made this folder removes it
 
     def __call__(self, name: str, load: LoadConfig) -> Trial:
         """Run, and read what the run's folder says. Raises what `run_benchmark` raises."""
-        folder = self.place.folder
+        folder = self.place.folder / TRIALS / name
         model = self.config.model
         if model.compile and model.compile_cache is None:
-            model = replace(model, compile_cache=(folder / COMPILED).absolute())
+            model = replace(model, compile_cache=self.shared / "compiled")
         config = replace(self.config, model=model, limits=False, load=_as_here(load, self.config.load))
-        files = RunFiles(output_dir=folder / TRIALS / name, reference_cache=folder / REFERENCES)
-        run_benchmark(config, files, self.place.command, self.watcher)
-        return read_trial(folder / TRIALS / name, self.bound_s)
+        run_benchmark(
+            config, RunFiles(output_dir=folder, reference_cache=self.shared), self.place.command, self.watcher
+        )
+        return read_trial(folder, self.bound_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

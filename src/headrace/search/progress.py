@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from headrace.clock import now_ns, seconds
+from headrace.bench.lines import Lines
 from headrace.study.progress import duration
 
 
@@ -15,9 +15,8 @@ class SearchProgress:
     """Watches a search and its runs. Use it as a context manager, so that the terminal is given back as it was."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._console, self._lines = console, Lines(console)
         self._status = Status("starting", console=console)
-        self._start_ns = now_ns()
         self._step = self._left = ""
         self._told: set[str] = set()
 
@@ -36,14 +35,13 @@ class SearchProgress:
 
     def found(self, text: str) -> None:
         """A run, or all at a rate, are done."""
-        elapsed = f"[{seconds(now_ns() - self._start_ns):6.1f} s] "
-        self._console.print(elapsed + text, highlight=False, markup=False, soft_wrap=True)
+        self._lines.timed(text)
 
     def tell(self, text: str) -> None:
         """A run's note: once, since all runs of a search have the same to say."""
         if text not in self._told:
             self._told.add(text)
-            self._console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self._lines.note(text)
 
     def stage(self, text: str) -> None:
         self._show(text)

@@ -17,7 +17,7 @@ from headrace.bench.record import STATUSES, Records, measured, read_records
 from headrace.bench.steady import is_steady
 from headrace.bench.summary import RunSummary, load_summary
 from headrace.clock import NS_PER_S
-from headrace.config import RunConfig
+from headrace.config import LoadConfig, RunConfig
 from headrace.errors import OutputError
 
 TRIALS = "trials"  # in a search's folder
@@ -123,7 +123,7 @@ def of_records(name: str, summary: RunSummary, records: Records, bound_s: float)
         window_s=window_s,
         failed=len(records) - len(right) - refused,
         refused=refused,
-        unsteady=_unsteady(records, right) if open_loop else "",
+        unsteady=_unsteady(records, right, load) if open_loop else "",
         late=_late(records, bound_s, most_in_flight(summary.options)) if open_loop else "",
         error=summary.error or "",
     )
@@ -136,13 +136,12 @@ def most_in_flight(options: RunConfig) -> int | None:
     return options.transport.ring_slots if options.transport.name == "ring" else None
 
 
-def _unsteady(records: Records, right: Records) -> str:
-    """Say why the backlog grew, by the response times, and by the number in the system where these are too few."""
+def _unsteady(records: Records, right: Records, load: LoadConfig) -> str:
+    """Say why the backlog grew, by the response times, and as any run is judged where these are too few."""
     judged = is_steady(right["scheduled_ns"], right["completed_ns"] - right["scheduled_ns"])
     if judged.steady is False:
         return judged.reason
-    grew = validity.backlog(records["scheduled_ns"], records["completed_ns"])
-    return grew[0] if grew else ""
+    return validity.judge(records, load).verdict.overload
 
 
 def _late(records: Records, bound_s: float, limit: int | None) -> str:

@@ -15,7 +15,8 @@ from types import FrameType
 
 import psutil
 
-from headrace.errors import OutputError, RunFailed
+from headrace.errors import RunFailed
+from headrace.files import writing
 from headrace.study.plan import PlannedRun, SweepConfig
 
 CommandBuilder = Callable[[PlannedRun, Path], Sequence[str]]
@@ -131,12 +132,8 @@ def error_line(log_path: Path) -> str:
 
 
 def _start(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
-    try:
+    with writing(log_path):
         log = log_path.open("wb")
-    except OSError as error:
-        raise OutputError(
-            f"{log_path}: cannot be written ({error.strerror}); free space or mend the permissions, then start again"
-        ) from error
     with log:
         try:
             return subprocess.Popen(

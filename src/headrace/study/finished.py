@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -206,21 +205,6 @@ def changed_options(base: Sequence[RunSummary], candidate: Sequence[RunSummary])
         for name, values in ours.items()
         if values != theirs.get(name)
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole, so that a reader or a crash never sees half of it. Raises OutputError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free space or mend the permissions, then start again"
-        ) from error
 
 
 def _fullest(runs: Sequence[RunSummary]) -> RunSummary:

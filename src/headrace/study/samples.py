@@ -15,7 +15,6 @@ from headrace.bench.record import Records, measured, read_records
 from headrace.bench.steady import Steadiness, is_steady
 from headrace.bench.summary import RunSummary
 from headrace.clock import NS_PER_S
-from headrace.config import OPEN_LOADS, LoadKind
 from headrace.errors import OutputError
 from headrace.study.finished import FoundRun
 
@@ -56,16 +55,13 @@ def read_run(found: FoundRun) -> MeasuredRun:
     if not path.is_file():
         return MeasuredRun(summary=found.summary, repeat=repeat)
     records = _read(path)
-    metrics = stats.compute(records, found.summary.options.load.bound_s)
-    sample = _sample(records, metrics) if metrics.response_time and metrics.window_s else None
-    overloaded = _overloaded(records, found.summary.options.load.kind)
-    if overloaded:
-        metrics = replace(metrics, response_time=None, service_time=None)
+    judged = validity.judge(records, found.summary.options.load)
+    metrics = judged.metrics
     return MeasuredRun(
         summary=replace(found.summary, metrics=metrics),
-        sample=sample,
+        sample=_sample(records, metrics) if metrics.throughput_samples_per_s else None,
         has_records=True,
-        overloaded=overloaded,
+        overloaded=bool(judged.verdict.overload),
         repeat=repeat,
     )
 
@@ -80,11 +76,6 @@ def _read(path: Path) -> Records:
         return read_records(path)
     except (OSError, ValueError) as error:  # pyarrow's errors of damaged files are ValueErrors
         raise OutputError(f"{path}: cannot be read ({error}); remove the run, or measure it again") from error
-
-
-def _overloaded(records: Records, load: LoadKind) -> bool:
-    counted = measured(records)
-    return load in OPEN_LOADS and bool(validity.backlog(counted["scheduled_ns"], counted["completed_ns"]))
 
 
 def _sample(records: Records, metrics: stats.Metrics) -> Sample:

@@ -22,7 +22,8 @@ from headrace.bench.summary import FILE_NAME as SUMMARY_FILE
 from headrace.bench.summary import encode, load_summary
 from headrace.clock import Clock, now_ns, seconds
 from headrace.errors import OutputError, RunFailed
-from headrace.study.finished import RUNS, counts, error_file, load_runs, missing_runs, write_atomically
+from headrace.files import write_whole, writing
+from headrace.study.finished import RUNS, counts, error_file, load_runs, missing_runs
 from headrace.study.plan import FILE_NAME as PLAN_FILE
 from headrace.study.plan import LeftOut, Plan, PlannedRun, SweepConfig, differing_options, load_plan
 from headrace.study.tables import write_tables
@@ -93,7 +94,7 @@ def run_sweep(
     use.
     """
     asked = Plan.of(config)
-    with _writing(output_dir):
+    with writing(output_dir):
         (output_dir / RUNS).mkdir(parents=True, exist_ok=True)
     with _locked(output_dir):
         plan = _settled(asked, output_dir)
@@ -155,7 +156,7 @@ class _Sweep:
 
     def _make(self, planned: PlannedRun) -> RunOutcome:
         run_dir = self._run_dir(planned)
-        with _writing(run_dir):
+        with writing(run_dir):
             _clear(run_dir)
             error_file(self.folder, planned).unlink(missing_ok=True)
         started = self.clock()
@@ -163,7 +164,7 @@ class _Sweep:
         duration_s = seconds(self.clock() - started)
         error = _judge(run_dir, error)
         if error is not None:
-            write_atomically(error_file(self.folder, planned), error + "\n")
+            write_whole(error_file(self.folder, planned), error + "\n")
         return RunOutcome(planned=planned, duration_s=duration_s, error=error)
 
     def _end_if_hopeless(self, skipped: int) -> None:
@@ -211,7 +212,7 @@ def _settled(asked: Plan, folder: Path) -> Plan:
     """Return the folder's plan, written now if it had none. Raises OutputError where it had another."""
     planned = load_plan(folder)
     if planned is None:
-        write_atomically(folder / PLAN_FILE, encode(asked).decode())
+        write_whole(folder / PLAN_FILE, encode(asked))
         return asked
     if different := differing_options(planned.config, asked.config):
         raise OutputError(
@@ -247,7 +248,7 @@ def _clear(run_dir: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this sweep alone. The kernel lets go when the process ends, however it ends."""
-    with _writing(folder):
+    with writing(folder):
         file = (folder / ".lock").open("a")
     with file:
         try:
@@ -257,14 +258,3 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another sweep is running there; wait for its end, or choose another folder"
             ) from error
         yield
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or path}: cannot be written ({error.strerror}); free space, mend the"
-            " permissions, or choose another folder"
-        ) from error

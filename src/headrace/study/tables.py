@@ -12,6 +12,7 @@ from headrace.bench import columns
 from headrace.bench.environment import differences as environment_differences
 from headrace.bench.summary import RunSummary
 from headrace.errors import IncomparableRuns
+from headrace.files import write_whole
 from headrace.study import quantities
 from headrace.study.finished import (
     CellKey,
@@ -25,7 +26,6 @@ from headrace.study.finished import (
     revisions,
     several_targets,
     unlike,
-    write_atomically,
 )
 from headrace.study.quantities import Quantity
 
@@ -77,7 +77,7 @@ def write_tables(
     files["all.md"] = render_all(runs, missing)
     files["runs.csv"] = render_csv(runs)
     for name, text in files.items():
-        write_atomically(output_dir / name, text)
+        write_whole(output_dir / name, text)
     return [output_dir / name for name in files]
 
 

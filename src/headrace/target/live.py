@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.bench.calibration import Calibration
+from headrace.bench.lines import Lines
 from headrace.bench.present import number
 from headrace.bench.stats import Distribution
 from headrace.bench.summary import RunSummary
@@ -21,12 +22,12 @@ class LiveWatcher:
     """Shows a run on a terminal; elsewhere (a log, CI) a line per stage."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._console, self._lines = console, Lines(console)
         self._live = Live(console=console, transient=True, auto_refresh=False)
         self._reader: Reader | None = None
         self._planned: int | None = None
         self._stage = ""
-        self._start_ns = self._looked_ns = now_ns()
+        self._looked_ns = now_ns()
         self._last = Interval(0.0, None, None, 0)
 
     def __enter__(self) -> LiveWatcher:
@@ -38,13 +39,12 @@ class LiveWatcher:
         self._live.stop()
 
     def tell(self, text: str) -> None:
-        self._console.print(f"note: {text}", style="yellow", highlight=False, markup=False)
+        self._lines.note(text)
 
     def stage(self, text: str) -> None:
         self._stage = text
         if not self._console.is_terminal:
-            elapsed_s = seconds(now_ns() - self._start_ns)
-            self._console.print(f"[{elapsed_s:6.1f} s] {text}", highlight=False, markup=False)
+            self._lines.timed(text)
 
     def watch(self, counters: Any, generators: int, planned: int | None) -> None:  # noqa: ANN401
         self._reader = Reader(counters, generators)

@@ -350,10 +350,9 @@ class _Run:
         self, payloads: _Payloads, asked: _Asked, sent: _Sent, compared: _Compared, known: Calibration | None
     ) -> Outcome:
         config = self._config
-        metrics = stats.compute(sent.records, config.load.bound_s)
-        measured = sent.records[sent.records["phase"] == PHASES.index("measured")]
         counted = None if sent.before is None or sent.after is None else sent.after.success - sent.before.success
-        verdict = validity.judge(measured, metrics, config.load.kind, counted)
+        judged = validity.judge(sent.records, config.load, counted)
+        metrics, verdict = judged.metrics, judged.verdict
         payload_bytes = payloads.mean_bytes
         limited = self._limited(metrics, payload_bytes, known)
         check = compared.expected.summary(_summed(sent.done))
@@ -364,7 +363,7 @@ class _Run:
             started_at="",
             options=config,
             command=(),
-            metrics=replace(metrics, response_time=None, service_time=None) if verdict.overloaded else metrics,
+            metrics=metrics,
             warmup_parts_s={},
             workers_warmed=0,
             activity=Activity(),

@@ -110,6 +110,3 @@ class _Detachable(Protocol):
     """What multiprocessing sends in place of a file descriptor."""
 
     def detach(self) -> int: ...
-
-
-Pair = QueuePair | RingPair
