@@ -75,11 +75,17 @@ def first_digits(gpu):
 
 
 def test_each_gpu_answers_about_half(server):
-    answers = ask_many(server)
-    assert {status for status, _, _ in answers} == {200}
-    by_gpu = Counter(gpu for _, _, gpu in answers)
-    assert by_gpu.keys() == {first_digits(gpu) for gpu in choose_gpus("0,1")}
-    assert min(by_gpu.values()) > 0.25 * len(answers)
+    gpus = {first_digits(gpu) for gpu in choose_gpus("0,1")}
+
+    def shared():
+        answers = ask_many(server)
+        assert {status for status, _, _ in answers} == {200}
+        by_gpu = Counter(gpu for _, _, gpu in answers)
+        assert by_gpu.keys() <= gpus
+        return len(by_gpu) == len(gpus) and min(by_gpu.values()) > 0.25 * len(answers)
+
+    # An engine whose first answers were slow is passed over for two seconds, see `routing.STALE_NS`.
+    until(shared)
     metrics = server.call("/metrics")[2].decode()
     assert all(f'nv_gpu_memory_used_bytes{{gpu_uuid="{gpu.uuid}"}}' in metrics for gpu in choose_gpus("0,1"))
 

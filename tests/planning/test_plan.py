@@ -142,6 +142,14 @@ def test_the_command_marks_what_lies_beyond_the_runs(capsys):
     assert "batches at once: measured were up to" in " ".join(out.split())
 
 
+def test_a_terminal_shows_what_was_predicted_beyond_the_target_and_no_wide_table(capsys):
+    code, out, _ = command(capsys, "--rate", 1000, "--p99", "500ms", "--rows", 8, "--rates", 2000, *RUNS)
+    assert code == 0
+    missed = sum("MISSED" in line for line in out.splitlines())
+    assert ("Predicted beyond the target when held out" in " ".join(out.split())) == bool(missed)
+    assert "each configuration predicted from all others" not in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

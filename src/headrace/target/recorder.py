@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from headrace.bench.arrivals import MOST_REQUESTS
-from headrace.bench.record import PHASES, RECORD_DTYPE, STATUSES, Records, as_table
+from headrace.bench.record import PARQUET, PHASES, RECORD_DTYPE, STATUSES, Records, as_table
 
 UNANSWERED, OK, ERROR, WRONG, SHED = range(len(STATUSES))
 SENT_DTYPE = np.dtype(
@@ -88,7 +88,7 @@ def join(before: Records, paths: list[Path], rows_of_payload: Rows, output: Path
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     slim = np.zeros(len(before) + len(order), dtype=SLIM_DTYPE)
     at = 0
-    with pq.ParquetWriter(output, as_table(before[:0]).schema, compression="zstd") as writer:
+    with pq.ParquetWriter(output, as_table(before[:0]).schema, **PARQUET) as writer:
         for records in _pieces(before, parts, order, starts, rows_of_payload):
             records["index"] = np.arange(at, at + len(records))
             for name in SLIM_DTYPE.names or ():
