@@ -6,7 +6,7 @@ export root=$1
 export deadline=$(($(date +%s) + ${2:-86400}))
 export python=${PYTHON:-python3}
 export options=${OPTIONS:---no-download --device cuda}
-gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}
+gpus=${GPUS:-$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)}
 export gpus=$((gpus > 0 ? gpus : 1))
 
 run_cell() { # SLOT NAME OPTIONS...
