@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PERF_ANALYZER := $(VENV)/perf_analyzer
 RESULTS ?= results
+TEST_WORKERS ?= 2
 FUZZ_S ?= 60
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
@@ -32,8 +33,11 @@ bench: $(READY)
 	@$(BIN)/headrace bench --design lanes --output-dir $(RESULTS)/bench-lanes --overwrite $(BENCH_OPTIONS)
 	@$(BIN)/headrace classify --design lanes
 
+# The bytecode is made first: where PYTHONDONTWRITEBYTECODE is set, each of the tests' many processes would compile all
+# that it imports anew.
 test: $(READY)
-	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	@$(BIN)/python -m compileall -q src
+	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
 soak: $(READY)
 	@SOAK_REQUESTS=1000000 $(BIN)/python -m pytest tests/soak $(PYTEST_OPTIONS)

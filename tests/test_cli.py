@@ -68,7 +68,7 @@ def broken(line):
     return f"import torch\n\ndef build():\n    {line}\n"
 
 
-# One of each stage that may fail; all that is told of a model is in tests/model/test_source.py and bench/test_reference.py.
+# One of each stage that may fail. What else is told of a model: tests/model/test_source.py, bench/test_reference.py.
 BAD_MODELS = {
     "unknown name": ("resnet19", None, "resnet18"),
     "does not import": ("m.py:build", "import nonsense_that_is_not_there\n", "nonsense_that_is_not_there"),
