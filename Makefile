@@ -37,7 +37,8 @@ bench: $(READY)
 # that it imports anew.
 test: $(READY)
 	@$(BIN)/python -m compileall -q src
-	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not alone" $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest -m alone $(PYTEST_OPTIONS) || [ $$? -eq 5 ] # PYTEST_OPTIONS may choose none of them
 
 soak: $(READY)
 	@SOAK_REQUESTS=1000000 $(BIN)/python -m pytest tests/soak $(PYTEST_OPTIONS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-ONE_WORKER = ("tests/ray_serve/",)  # folders whose files share what takes long to start
+# Folders whose files share something: a cluster that takes long to start, and GPUs.
+ONE_WORKER = ("tests/ray_serve/", "tests/gpu/")
 SLOWEST = (
     *ONE_WORKER,
     "tests/test_cli.py",
@@ -21,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Share out whole files, and those folders whole."""
+    """Share out whole files, and the folders of `ONE_WORKER` whole."""
     from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  called by xdist only
 
     class Scheduling(LoadFileScheduling):

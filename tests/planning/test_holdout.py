@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from headrace.bench.record import PHASES, STATUSES, empty_records
 from headrace.clock import now_ns
@@ -90,6 +91,7 @@ def measured(name, *, rows, lanes, in_flight, count=150):
     return observe(name, summary, loop.records)
 
 
+@pytest.mark.alone
 def test_the_real_dispatcher_does_what_is_predicted_of_another_batch_size_number_of_lanes_and_load():
     tried = []
     for _ in range(ATTEMPTS):
