@@ -37,7 +37,7 @@ bench: $(READY)
 # that it imports anew.
 test: $(READY)
 	@$(BIN)/python -m compileall -q src
-	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not alone" $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_OPTIONS)
 	@$(BIN)/python -m pytest -m alone $(PYTEST_OPTIONS) || [ $$? -eq 5 ] # PYTEST_OPTIONS may choose none of them
 
 soak: $(READY)
