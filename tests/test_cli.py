@@ -13,7 +13,8 @@ import pytest
 from headrace import nvml
 from headrace.bench.inputs import photograph_files
 from headrace.bench.summary import load_summary
-from tests.commands import QUICK, TINY, all_gone, model_file, run, start
+from headrace.cli import main_published
+from tests.commands import QUICK, TINY, all_gone, call, model_file, run, start
 
 LIMIT_S = 60
 
@@ -42,7 +43,7 @@ def tiny(tmp_path_factory):
 )
 def test_options_that_cannot_work_are_refused_at_once(tmp_path, options, code, words):
     (tmp_path / "old.csv").write_text("batch_size,old\n1,2\n")
-    ended = run("bench", "--device", "cpu", *options, cwd=tmp_path)
+    ended = call("bench", "--device", "cpu", *options, cwd=tmp_path)
     assert ended.code == code
     assert words in ended.message
     assert [path.name for path in tmp_path.iterdir()] == ["old.csv"], "nothing was left behind"
@@ -51,14 +52,14 @@ def test_options_that_cannot_work_are_refused_at_once(tmp_path, options, code, w
 
 @pytest.mark.skipif(nvml.open_gpu(0) is not None, reason="there is a GPU")
 def test_cuda_is_refused_where_there_is_none(tmp_path):
-    ended = run("bench", "--device", "cuda", cwd=tmp_path)
+    ended = call("bench", "--device", "cuda", cwd=tmp_path)
     assert ended.code == 2
     assert "--device cuda: no such NVIDIA GPU" in ended.message
 
 
 @pytest.mark.parametrize("words", [["bench", "--batch-size", "many"], ["fly"], []], ids=["no number", "none", "empty"])
 def test_words_that_are_none_are_refused_with_the_usage(tmp_path, words):
-    ended = run(*(words or [""]), cwd=tmp_path)
+    ended = call(*(words or [""]), cwd=tmp_path)
     assert ended.code == 2
     assert "usage: headrace" in ended.err
 
@@ -67,27 +68,19 @@ def broken(line):
     return f"import torch\n\ndef build():\n    {line}\n"
 
 
+# One of each stage that may fail. What else is told of a model: tests/model/test_source.py, bench/test_reference.py.
 BAD_MODELS = {
     "unknown name": ("resnet19", None, "resnet18"),
-    "no such file": ("missing.py:build", None, "missing.py"),
     "does not import": ("m.py:build", "import nonsense_that_is_not_there\n", "nonsense_that_is_not_there"),
-    "no such function": ("m.py:make", TINY, "make"),
     "raises while built": ("m.py:build", broken("raise ValueError('no weights today')"), "no weights today"),
-    "no module": ("m.py:build", broken("return 3"), "int"),
     "raises in forward": ("m.py:build", broken("return torch.nn.Linear(7, 7)"), "fails on rows of shape"),
-    "returns a tuple": ("m.py:build", TINY + "\n_b = build\ndef build():\n    return Pair()\n", "tuple"),
 }
-PAIR = """
-class Pair(torch.nn.Module):
-    def forward(self, x):
-        return x.mean((1, 2, 3)), x.sum((1, 2, 3))
-"""
 
 
 @pytest.mark.parametrize(("name", "source", "words"), BAD_MODELS.values(), ids=BAD_MODELS.keys())
 def test_a_model_that_cannot_serve_is_told_in_one_line(tmp_path, name, source, words):
     if source is not None:
-        (tmp_path / "m.py").write_text(source + PAIR * ("Pair" in source))
+        (tmp_path / "m.py").write_text(source)
     ended = run("bench", *QUICK, "--model", name, "--output-dir", "out", cwd=tmp_path)
     assert ended.code == 1
     assert words in ended.message
@@ -255,7 +248,7 @@ def test_the_published_command_line(tmp_path, checkpoint):
 
 
 def test_the_published_command_line_refuses_compile_with_workers(tmp_path):
-    ended = run("server.py", "--compile", "--num_workers", "4", "--device", "cpu", cwd=tmp_path)
+    ended = call("--compile", "--num_workers", "4", "--device", "cpu", cwd=tmp_path, entry=main_published)
     assert ended.code == 2
     assert "torch.compile is not thread-safe" in ended.message
 
@@ -283,17 +276,16 @@ def test_an_own_photograph_gets_its_label(tmp_path):
     assert [(name.strip(), "cat" in found) for name, found in labels] == [("mine.png", True)]
 
 
-@pytest.mark.parametrize("name", ["missing.jpg", "text.png"])
-def test_a_file_that_is_no_photograph_is_told(tmp_path, name):
+def test_a_file_that_is_no_photograph_is_told(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
-    ended = run("classify", "--device", "cpu", name, cwd=tmp_path)
+    ended = run("classify", "--device", "cpu", "text.png", cwd=tmp_path)
     assert ended.code == 1
-    assert name in ended.message
+    assert "text.png" in ended.message
 
 
 SWEEP = (
     *("sweep", "--device", "cpu", "--image-size", "48", "--distinct-images", "8", "--num-iters", "4", "--no-download"),
-    *("--designs", "original", "executor", "--batch-sizes", "1", "3", "--workers", "1", "--compile", "off"),
+    *("--designs", "original", "executor", "--batch-sizes", "3", "--workers", "1", "--compile", "off"),
     *("--repeats", "1", "--output-dir", "s"),
 )
 
@@ -312,34 +304,34 @@ def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path, tiny):
 
     ended = run(*command, cwd=tmp_path)
     assert ended.code == 0, ended.err
-    assert len(list((tmp_path / "s").glob("runs/*/summary.json"))) == 4
+    assert len(list((tmp_path / "s").glob("runs/*/summary.json"))) == 2
     assert all(path.read_bytes() == content for path, content in before.items())
     table = (tmp_path / "s" / "tables" / "output_3_false.md").read_text()
     assert "| original |" in table
     assert "| executor |" in table
 
-    refused = run(*command[:-2], "--model", "resnet18", cwd=tmp_path)
+    refused = call(*command[:-2], "--model", "resnet18", cwd=tmp_path)
     assert refused.code == 1
     assert "another" in refused.message
 
     compared = run("compare", "s:original", "s:executor", cwd=tmp_path)
     assert compared.code == 0, compared.err
     assert "one run each" in compared.out
-    told = run("compare", "s:original", "s:executor", "--json", "--bound", "10s", cwd=tmp_path)
+    told = call("compare", "s:original", "s:executor", "--json", "--bound", "10s", cwd=tmp_path)
     assert json.loads(told.out)["cells"][0]["quantities"][-1]["name"] == "goodput within 10 s"
-    entry = run("compare", "s:original", "s:executor", "--changelog", cwd=tmp_path)
+    entry = call("compare", "s:original", "s:executor", "--changelog", cwd=tmp_path)
     assert entry.out.startswith("### Changed\n\n- `s:executor` against `s:original`: headrace ")
     page = run("findings", "s", cwd=tmp_path)
     assert page.code == 0, page.err
     assert "could not be told" in page.out
     tables = run("tables", "s", "--output-dir", "t", cwd=tmp_path)
     assert tables.code == 0, tables.err
-    assert (tmp_path / "t" / "runs.csv").read_text().count("\n") == 5
+    assert (tmp_path / "t" / "runs.csv").read_text().count("\n") == 3
     assert load_summary(next((tmp_path / "s").glob("runs/*-original-w1"))).experiment == "original"
 
 
 def test_comparing_what_is_not_there_is_told(tmp_path):
-    ended = run("compare", "a", "b", cwd=tmp_path)
+    ended = call("compare", "a", "b", cwd=tmp_path)
     assert ended.code == 1
     assert "no finished run there" in ended.message
 
@@ -348,4 +340,4 @@ def test_help_names_every_command_and_default(tmp_path):
     ended = run("--help", cwd=tmp_path)
     for name in ("bench", "sweep", "tables", "compare", "findings", "classify", "limits", "checkpoint"):
         assert name in ended.out
-    assert run("bench", "--help", cwd=tmp_path).out.count("default") > 10
+    assert call("bench", "--help", cwd=tmp_path).out.count("default") > 10

@@ -17,7 +17,7 @@ from headrace.model_options import default_name, user_cache
 from headrace.option_fields import option, options_of
 from headrace.serve_config import ServeConfig
 from headrace.settings import MODELS, OPTIONS, SERVER
-from tests.commands import model_file, run, start
+from tests.commands import call, model_file, run, start
 from tests.deployments import ALL, TWO, parser, read
 
 README = Path(__file__).parents[1] / "README.md"
@@ -213,7 +213,7 @@ def test_the_command_prints_the_file_on_standard_output_and_the_rest_beside_it(t
     )
     assert "frontends = 3  # HEADRACE_FRONTENDS\n" in ended.out
     assert ended.err == "headrace.toml is used, which lies in the current folder\n"
-    assert json.loads(run("config", "--json", cwd=tmp_path).out)["models"][1]["name"] == "fifty"
+    assert json.loads(call("config", "--json", cwd=tmp_path).out)["models"][1]["name"] == "fifty"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_the_command_prints_the_file_on_standard_output_and_the_rest_beside_it(t
     ],
 )
 def test_the_command_refuses_what_is_wrong(tmp_path, words, message):
-    ended = run("config", "resnet18", *words, cwd=tmp_path)
+    ended = call("config", "resnet18", *words, cwd=tmp_path)
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err
 

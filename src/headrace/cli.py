@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headrace import __version__
-from headrace.commands import measuring, searching, serving, studying
 from headrace.errors import HeadraceError
 from headrace.screen import Screen
 
@@ -22,13 +22,15 @@ Command = Callable[[argparse.Namespace, Screen], None]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 good, 1 failed, 2 wrong options, 130 interrupted."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words[:1]).parse_args(words)
     _exit_with(args.command, args)
 
 
 def main_published(argv: Sequence[str] | None = None) -> None:
     """Run the published command line of `server.py` and exit."""
-    _exit_with(measuring.do_bench, published_arguments(argv))
+    args = published_arguments(argv)
+    _exit_with(args.command, args)
 
 
 def _exit_with(command: Command, args: argparse.Namespace) -> None:
@@ -67,7 +69,11 @@ class _Parser(argparse.ArgumentParser):
         return known, left
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(only: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands. Where `only` names some, the others are named but know no options.
+
+    Their modules are then not imported, which would take longer than all else that `headrace serve` does here.
+    """
     parser = _Parser(
         prog="headrace",
         description="Serve PyTorch models from Python, and measure it so that it can be believed.",
@@ -75,8 +81,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (add, text) in COMMANDS.items():
-        add(commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if only is None or name in only:
+            _adder(add)(command)
     return parser
+
+
+def _adder(place: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Return what adds a command's options, from "module:function" of `headrace.commands`."""
+    module, _, function = place.partition(":")
+    adder: Callable[[argparse.ArgumentParser], None] = getattr(
+        importlib.import_module(f"headrace.commands.{module}"), function
+    )
+    return adder
 
 
 def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -100,53 +117,59 @@ def published_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         several = given.design == "h2d_d2h_threads" and not given.compile
         given.num_workers = 4 if several else 1
     bench = argparse.ArgumentParser()
-    measuring.add_bench(bench)
+    _adder(COMMANDS["bench"][0])(bench)
     args = bench.parse_args([])
     vars(args).update(vars(given), output_file=Path("results") / given.output_file)
     return args
 
 
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "serve": (serving.add_serve, "serve models over HTTP and gRPC, by the KServe v2 protocol"),
-    "deploy": (serving.add_deploy, "serve a model on a Ray cluster, by Ray Serve; needs the extra ray"),
+COMMANDS = {  # what adds its options, and what it does
+    "serve": ("serving:add_serve", "serve models over HTTP and gRPC, by the KServe v2 protocol"),
+    "deploy": ("serving:add_deploy", "serve a model on a Ray cluster, by Ray Serve; needs the extra ray"),
     "config": (
-        serving.add_config,
+        "serving:add_config",
         "print the server that file, environment and options describe, and where each value is from",
     ),
-    "bench": (measuring.add_bench, "measure one design, or any server by its URL, once"),
+    "bench": ("measuring:add_bench", "measure one design, or any server by its URL, once"),
     "capacity": (
-        searching.add_capacity,
+        "searching:add_capacity",
         "find the highest rate at which the p99 of a design or a server stays within a bound, and latency below it",
     ),
     "tune": (
-        searching.add_tune,
+        "searching:add_tune",
         "find the options of the lanes that answer most within a latency bound, and write a deployment of them",
     ),
     "calibrate": (
-        measuring.add_calibrate,
+        "measuring:add_calibrate",
         "measure what the harness itself is worth here, against a server of known law",
     ),
-    "referee": (searching.add_referee, "measure one server under several load generators, and say where they disagree"),
-    "null-server": (measuring.add_null_server, "serve a known law over HTTP, to try load generators against"),
+    "referee": (
+        "searching:add_referee",
+        "measure one server under several load generators, and say where they disagree",
+    ),
+    "null-server": ("measuring:add_null_server", "serve a known law over HTTP, to try load generators against"),
     "sweep": (
-        studying.add_sweep,
+        "studying:add_sweep",
         "measure many combinations, each in fresh processes, interleaved; goes on where it stopped",
     ),
-    "tables": (studying.add_tables, "write the published tables, and wider ones, from finished runs"),
-    "compare": (studying.add_compare, "say which of two sets of runs is better, and how sure that is"),
-    "findings": (studying.add_findings, "set each published finding beside what a sweep of yours showed"),
+    "tables": ("studying:add_tables", "write the published tables, and wider ones, from finished runs"),
+    "compare": ("studying:add_compare", "say which of two sets of runs is better, and how sure that is"),
+    "findings": ("studying:add_findings", "set each published finding beside what a sweep of yours showed"),
     "report": (
-        studying.add_report,
+        "studying:add_report",
         "show what finished runs say, as one page with tables and plots, made from their raw files",
     ),
     "limits": (
-        measuring.add_limits,
+        "measuring:add_limits",
         "measure what no server of a model can exceed on this machine: copies, forward, messages",
     ),
     "plan": (
-        searching.add_plan,
+        "searching:add_plan",
         "say how many GPUs a rate needs within a bound, from measured runs, and how sure that is",
     ),
-    "classify": (measuring.add_classify, "send photographs through a server and show the labels it gives them"),
-    "checkpoint": (measuring.add_checkpoint, "make a checkpoint with random weights, for a machine without a network"),
+    "classify": ("measuring:add_classify", "send photographs through a server and show the labels it gives them"),
+    "checkpoint": (
+        "measuring:add_checkpoint",
+        "make a checkpoint with random weights, for a machine without a network",
+    ),
 }

@@ -28,7 +28,7 @@ from headrace.bench.summary import Limits, TorchFacts, encode
 from headrace.config import LanesConfig, ModelConfig
 from headrace.transport.pair import RingPair
 from headrace.transport.ring import RingClient, RingEndpoint
-from tests.commands import model_file, run
+from tests.commands import call, model_file, run
 
 MIB = 1 << 20
 WINDOW_NS = int(limits.WINDOW_S * 1e9)
@@ -313,7 +313,7 @@ def test_a_picture_lies_beside_the_numbers(finished):
 )
 def test_what_cannot_work_is_refused_at_once(tmp_path, options, code, words):
     (tmp_path / "file").write_text("")
-    ended = run(*QUICK, *options, cwd=tmp_path)
+    ended = call(*QUICK, *options, cwd=tmp_path)
     assert ended.code == code
     assert words in ended.message
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

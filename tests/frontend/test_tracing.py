@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from headrace.errors import DeadlineExceeded, InvalidOption, InvalidRequest
 from headrace.frontend.board import STAGES
 from headrace.frontend.tracing import PACKAGES, Trace, require_packages, rpc_outcome
-from tests.commands import environment
+from tests.commands import call, environment
 from tests.frontend.collector import Collector, attributes
 from tests.serving import WAIT_S, Server, infer_body
 
@@ -247,11 +247,9 @@ def test_without_its_packages_a_server_that_is_to_trace_does_not_start(missing):
 
 
 def test_an_endpoint_that_is_none_is_refused_before_anything_starts(tmp_path):
-    command = [sys.executable, "-m", "headrace", "serve", "resnet18", "--trace-endpoint", "127.0.0.1:4318"]
-    with pytest.raises(subprocess.CalledProcessError) as ended:
-        subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True)
-    assert ended.value.returncode == 2
-    assert "must be http://HOST:PORT" in ended.value.stderr
+    ended = call("serve", "resnet18", "--trace-endpoint", "127.0.0.1:4318", cwd=tmp_path)
+    assert ended.code == 2
+    assert "must be http://HOST:PORT" in ended.message
 
 
 def test_a_frontend_that_does_not_trace_loads_nothing_for_it():

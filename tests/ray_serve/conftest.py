@@ -1,4 +1,4 @@
-"""One cluster for all tests of Ray: it takes longer to start than any of them."""
+"""One cluster for all tests of Ray: it takes longer to start than any of them. It ends with them: it is never idle."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ os.environ.update(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster():
     """Three nodes: a head that computes nothing, and two of two CPUs."""
     ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'headrace[ray]'")
@@ -39,7 +39,7 @@ def cluster():
         started.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(cluster, tmp_path_factory):
     """The model, deployed as a user does, with two replicas."""
     made = Served(tmp_path_factory.mktemp("ray"), cluster.address)

@@ -156,5 +156,9 @@ def test_without_ray_the_command_names_the_extra(tmp_path):
 
 def test_commands_that_do_not_need_ray_do_not_import_it():
     modules = "headrace.cli, headrace.ray_options, headrace.ray_serve.grpc_services"
-    command = [sys.executable, "-c", f"import sys, {modules}; print('ray' in sys.modules, 'torch' in sys.modules)"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys, {modules}; headrace.cli.build_parser(); print('ray' in sys.modules, 'torch' in sys.modules)",
+    ]
     assert subprocess.check_output(command, env=environment(), text=True, timeout=60).split() == ["False", "False"]

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from playwright.sync_api import sync_playwright
 
-from headrace.cli import main
 from headrace.config import LoadConfig
 from headrace.report import page
 from headrace.report.model import build
+from tests.commands import call
 from tests.report import made
 from tests.study.summaries import GPU
 
@@ -150,19 +150,18 @@ def test_it_fits_the_screen_and_the_browser_has_nothing_to_say(browser, runs, tm
     context.close()
 
 
-def test_the_command_writes_what_it_is_asked_for(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["report", str(runs)])
+def test_the_command_writes_what_it_is_asked_for(runs, tmp_path):
+    ended = call("report", runs, cwd=tmp_path)
+    assert ended.code == 0
     assert (tmp_path / "report.html").is_file()
-    assert "left out: spoiled" in capsys.readouterr().err
-    main(["report", str(runs), "--markdown", "tables.md", "--bound", "20ms", "--title", "Mine"])
+    assert "left out: spoiled" in ended.err
+    ended = call("report", runs, "--markdown", "tables.md", "--bound", "20ms", "--title", "Mine", cwd=tmp_path)
     assert (tmp_path / "tables.md").read_text(encoding="utf-8").startswith("# Report: Mine")
-    assert "tables.md" in capsys.readouterr().out
+    assert "tables.md" in ended.out
 
 
-def test_the_command_refuses_a_folder_without_runs(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")])
-    assert ended.value.code == 1
-    assert "no finished run there" in capsys.readouterr().err
+def test_the_command_refuses_a_folder_without_runs(tmp_path):
+    ended = call("report", tmp_path, "--output", tmp_path / "report.html", cwd=tmp_path)
+    assert ended.code == 1
+    assert "no finished run there" in ended.message
     assert not (tmp_path / "report.html").exists()

@@ -109,6 +109,6 @@ def test_a_design_that_cannot_hold_a_bound_is_told_so_by_the_command(tmp_path, t
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, words, message):
     (tmp_path / "file").write_text("")
-    ended = commands.run("capacity", *words, cwd=tmp_path)
+    ended = commands.call("capacity", *words, cwd=tmp_path)
     assert ended.code in (1, 2)
     assert message in ended.message

@@ -32,7 +32,7 @@ def test_the_winner_is_written_as_a_deployment_that_serves_it(tmp_path):
     (model,) = tomllib.loads((tmp_path / "found" / "headrace.toml").read_text())["models"]
     assert max(model["buckets"]) == told["winner"]["max_batch_size"]
     assert (model["num_workers"], model["precision"], model["compile"]) == (1, "float32", False)
-    checked = commands.run("config", "--config", "found/headrace.toml", "--json", cwd=tmp_path)
+    checked = commands.call("config", "--config", "found/headrace.toml", "--json", cwd=tmp_path)
     assert checked.code == 0, checked.err
     assert "headrace serve --config found/headrace.toml" not in ended.out, "standard output is JSON alone"
     assert str(told["winner"]["max_batch_size"]) in (tmp_path / "found" / "tune.md").read_text()
@@ -62,7 +62,7 @@ def test_a_bound_below_what_one_request_alone_takes_fails_the_command(tmp_path):
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, words, message):
     (tmp_path / "file").write_text("")
-    ended = commands.run("tune", "--p99", "20ms", "--device", "cpu", *words, cwd=tmp_path)
+    ended = commands.call("tune", "--p99", "20ms", "--device", "cpu", *words, cwd=tmp_path)
     assert ended.code in (1, 2)
     assert message in ended.message
     assert not (tmp_path / "results").exists()

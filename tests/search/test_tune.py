@@ -237,7 +237,10 @@ def test_without_optuna_the_remedy_is_named(monkeypatch):
 def test_optuna_is_not_imported_before_it_is_needed():
     from tests import commands  # noqa: PLC0415
 
-    code = "import sys, headrace.cli; sys.exit('optuna' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, headrace.cli; headrace.cli.build_parser();"
+        " sys.exit('optuna' in sys.modules or 'torch' in sys.modules)"
+    )
     assert (
         commands.subprocess.run([sys.executable, "-c", code], env=commands.environment(), check=False).returncode == 0
     )
