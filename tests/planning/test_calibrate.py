@@ -143,9 +143,10 @@ def test_how_long_a_client_takes_to_send_again_is_learned_from_closed_loops_only
     load = replace(closed.summary.options.load, kind="constant", rate=300.0)
     summary = replace(closed.summary, options=replace(closed.summary.options, load=load))
     open_run = observe("open", summary, closed.records)
-    mixed = calibrate([closed, open_run]).alike(1, 300, np.random.default_rng(0))
-    assert mixed.again == pytest.approx(1 * MS, rel=0.01)
-    assert calibrate([open_run]).alike(1, 300, np.random.default_rng(0)).again.tolist() == [0.0]
+    mixed = calibrate([closed, open_run]).alike(1, 300, np.random.default_rng(0), closed=True)
+    assert mixed.again() == pytest.approx(1 * MS, rel=0.01)
+    alone = calibrate([open_run]).alike(1, 300, np.random.default_rng(0), closed=True)
+    assert alone.again().tolist() == [0.0]
 
 
 def test_pauses_are_counted_with_their_lengths_and_spoil_no_law():

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from headrace.bench.record import PHASES, STATUSES, empty_records
 from headrace.clock import now_ns
@@ -13,7 +14,7 @@ from headrace.pipeline.dispatch import Dispatcher
 from headrace.planning.holdout import leave_one_out
 from headrace.planning.observe import observe, read_runs
 from headrace.request import Ticket
-from tests.planning.worlds import H100, summary_of
+from tests.planning.worlds import H100, RESULTS, summary_of
 
 ATTEMPTS = 3  # other processes may take the cores for longer than a whole run lasts
 
@@ -121,6 +122,32 @@ def test_committed_runs_of_an_h100_are_predicted_by_runs_of_other_batch_sizes():
         assert abs(checked[rows].throughput_error) < 0.1
         assert abs(checked[rows].p99_error) < 0.2
         assert not checked[rows].missed
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        (
+            "nvidia-h100-80gb",
+            (
+                *("b1-16_lanes-burst.0", "b1-16_lanes-poisson_11000.0", "b1-8_lanes-burst.0", "b1-4_lanes-burst.0"),
+                *("b1-1_lane-burst.0", "to8-4_lanes-poisson_11000.0", "to8-4_lanes-burst.0", "b8-4_lanes-burst.0"),
+            ),
+        ),
+        (
+            "cpu-intel-xeon-2",
+            (
+                *("b1-1_lane-burst.0", "b1-1_lane-closed_1.0", "b1-2_lanes-burst.0", "b4-2_lanes-burst.0"),
+                *("b8-1_lane-burst.0", "b8-2_lanes-burst.0", "to8-1_lane-burst.0", "to8-1_lane-closed_6.0"),
+                *("b4-1_lane-burst.0", "b16-1_lane-burst.0", "b16-2_lanes-burst.0"),
+            ),
+        ),
+    ],
+)
+def test_single_requests_and_mixed_batches_are_predicted_from_other_loads_lanes_and_sizes(folder, names):
+    runs = read_runs([RESULTS / folder / "plan" / "runs" / name for name in names])
+    checked = dict(zip(names, leave_one_out(runs, seed=0), strict=True))
+    assert {name: each.missed for name, each in checked.items() if each.missed} == {}
 
 
 def test_one_configuration_alone_says_nothing_of_the_models_error():

@@ -102,6 +102,14 @@ def test_a_request_waits_for_company_as_long_as_the_delay_says():
     assert pair.latency_s == pytest.approx([6 * MS, 5 * MS])
 
 
+@pytest.mark.timeout(60)
+def test_a_wait_for_company_ends_whatever_rounding_leaves_of_it():
+    world = World(lambda rows, running: 5 * MS)
+    offsets = np.cumsum(np.random.default_rng(0).uniform(0.1, 1, 20_000))
+    simulated = simulate_open(setup(buckets=(1, 2), delay_us=12_500), world, offsets)
+    assert simulated.latency_s == pytest.approx(np.full(20_000, 17.5 * MS), rel=1e-4)
+
+
 def test_a_pause_stops_the_host_and_not_the_device():
     world = World(lambda rows, running: 10 * MS, pauses=[(5 * MS, 20 * MS)])
     simulated = simulate_open(setup(), world, np.array([0.0, 1 * MS]))

@@ -11,7 +11,8 @@ from headrace.bench.summary import encode, load_summary
 from headrace.pipeline.batch import BatchingConfig
 from headrace.planning.observe import Setup
 
-H100 = Path(__file__).parents[2] / "benchmarks" / "results" / "nvidia-h100-80gb" / "lanes" / "runs"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+H100 = RESULTS / "nvidia-h100-80gb" / "lanes" / "runs"
 
 
 class World:

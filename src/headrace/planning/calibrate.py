@@ -43,15 +43,20 @@ class Pauses:
         return self.per_s * float(self.lengths.mean()) if len(self.lengths) else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Transport:
-    """Seconds of requests in alike runs: from issue until the engine has it, and from its end until the answer."""
+Noise = dict[int, Seconds]  # by level: a batch's time over the law's, enough of them
 
-    rows: int
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What alike runs add to the law. Transport is in seconds."""
+
+    rows: int  # of a request
     requests_per_s: float
-    before: Seconds
-    after: Seconds
+    closed: bool  # an answer makes the next request due
+    before: Seconds  # from a request's issue until the engine has it
+    after: Seconds  # from its end until the answer
     again: Seconds  # from an answer until the client has sent the next request; none in an open loop
+    noise: Noise
 
     def unlike(self, rows: int, requests_per_s: float) -> float:
         """Return how unlike such requests these were."""
@@ -78,7 +83,49 @@ class Idle:
         return self.seconds[-1] + max(slope, 0.0) * (rows - self.rows[-1])
 
 
-Noise = dict[int, Seconds]  # by level: a batch's time over the law's; median 1
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """A mix of runs' habits, the more of each the more alike its requests were in rows and rate.
+
+    Each request costs the host time, so their rate counts as their rows do. A mix changes little by little with the
+    rate, where the most alike alone would change at once.
+    """
+
+    habits: tuple[Habits, ...]
+    rows: int
+    requests_per_s: float
+    closed: bool
+    random: np.random.Generator
+
+    def before(self) -> Seconds:
+        return self._mix([(each, each.before) for each in self.habits])
+
+    def after(self) -> Seconds:
+        return self._mix([(each, each.after) for each in self.habits])
+
+    def again(self) -> Seconds:
+        return self._mix([(each, each.again) for each in self.habits if len(each.again)])
+
+    def noise(self, running: float) -> Seconds:
+        """Return that of batches beside which about as many ran, in such loops where there were any.
+
+        A client that waits for the moment at which its next request is due keeps a processor busy. On a host with few
+        it takes that from the model: on two, a tenth of the batches took twice as long.
+        """
+        noisy = [each for each in self.habits if each.noise]
+        chosen = [each for each in noisy if each.closed == self.closed] or noisy
+        return self._mix([(each, noise_near(each.noise, running)) for each in chosen], otherwise=1.0)
+
+    def _mix(self, parts: Sequence[tuple[Habits, Seconds]], otherwise: float = 0.0) -> Seconds:
+        """Draw from each as many as its likeness says."""
+        if not parts:
+            return np.full(1, otherwise)
+        distances = np.array([each.unlike(self.rows, self.requests_per_s) for each, _ in parts])
+        weights = np.exp(-STEEPNESS * (distances - distances.min()))
+        counts = np.rint(weights / weights.sum() * MIXED).astype(int)
+        return np.concatenate(
+            [self.random.choice(values, count) for (_, values), count in zip(parts, counts, strict=True) if count]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,40 +134,20 @@ class Calibrated:
 
     law: ServiceLaw
     idle: Idle
-    noise: Noise
-    transports: tuple[Transport, ...]
+    habits: tuple[Habits, ...]
     pauses: Pauses  # of all runs together: they are the machine's
 
-    def noise_at(self, running: float) -> Seconds:
-        """Return the noise of batches beside which about as many ran."""
-        return self.noise[min(self.noise, key=lambda level: abs(level - level_of(running)))]
+    def alike(self, rows: int, requests_per_s: float, random: np.random.Generator, *, closed: bool) -> Alike:
+        return Alike(self.habits, rows, requests_per_s, closed, random)
 
-    def alike(self, rows: int, requests_per_s: float, random: np.random.Generator) -> Transport:
-        """Mix those of the runs, the more of each the more alike its requests were in rows and rate.
-
-        Each request costs the host time, so their rate counts as their rows do. A mix changes little by little with the
-        rate, where the most alike alone would change at once.
-        """
-
-        def mix(parts: Sequence[tuple[Transport, Seconds]]) -> Seconds:
-            distances = np.array([each.unlike(rows, requests_per_s) for each, _ in parts])
-            weights = np.exp(-STEEPNESS * (distances - distances.min()))
-            return _mixed([values for _, values in parts], weights / weights.sum(), random)
-
-        loops = [(each, each.again) for each in self.transports if len(each.again)]
-        return Transport(
-            rows=rows,
-            requests_per_s=requests_per_s,
-            before=mix([(each, each.before) for each in self.transports]),
-            after=mix([(each, each.after) for each in self.transports]),
-            again=mix(loops) if loops else np.zeros(1),
-        )
+    def mean_noise(self, running: float) -> float:
+        """Return the mean factor of batches beside which about as many run."""
+        near = [noise_near(each.noise, running) for each in self.habits if each.noise]
+        return float(np.concatenate(near).mean()) if near else 1.0
 
 
-def _mixed(values: Sequence[Seconds], weights: Seconds, random: np.random.Generator) -> Seconds:
-    """Draw from each as many as its weight says; the weights sum to 1."""
-    counts = np.rint(weights * MIXED).astype(int)
-    return np.concatenate([random.choice(each, count) for each, count in zip(values, counts, strict=True) if count])
+def noise_near(noise: Noise, running: float) -> Seconds:
+    return noise[min(noise, key=lambda level: abs(level - level_of(running)))]
 
 
 def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
@@ -134,8 +161,7 @@ def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
     return Calibrated(
         law=law,
         idle=idle,
-        noise=_noise(seen, law),
-        transports=tuple(_transports(runs)),
+        habits=tuple(_habits(seen, law)),
         pauses=_together(runs, found),
     )
 
@@ -344,7 +370,7 @@ def _noise(seen: Sequence[_Seen], law: ServiceLaw) -> Noise:
             levels.append(_levels(each.running)[on_time])
     all_factors, at = np.concatenate(factors), np.concatenate(levels)
     noise = {int(level): all_factors[at == level] for level in np.unique(at)}
-    return {level: found for level, found in noise.items() if len(found) >= LEAST} or {0: np.ones(1)}
+    return {level: found for level, found in noise.items() if len(found) >= LEAST}
 
 
 def _lasting(factors: Seconds) -> float:
@@ -358,18 +384,25 @@ def _lasting(factors: Seconds) -> float:
     return min(1.0, float(groups.mean(axis=1).std() * np.sqrt(ADDED_UP) / factors.std()))
 
 
-def _transports(runs: Sequence[Observed]) -> Iterable[Transport]:
-    for cell in sorted({run.cell for run in runs}):
-        alike = [run for run in runs if run.cell == cell]
-        rate = float(np.mean([run.requests_per_s for run in alike]))
-        rows, staged = alike[0].setup.rows, [run.records for run in alike if run.staged]
-        again = np.concatenate([_again(run) for run in alike])
-        if not staged:  # all is in the batches' own times
-            yield Transport(rows, rate, np.zeros(1), np.zeros(1), again)
-            continue
-        before = np.concatenate([records["received_ns"] - records["issued_ns"] for records in staged]) / NS_PER_S
-        after = np.concatenate([records["completed_ns"] - records["computed_ns"] for records in staged]) / NS_PER_S
-        yield Transport(rows, rate, before[before <= _latest(float(np.median(before)))], after, again)
+def _habits(seen: Sequence[_Seen], law: ServiceLaw) -> Iterable[Habits]:
+    for cell in sorted({each.run.cell for each in seen}):
+        alike = [each for each in seen if each.run.cell == cell]
+        runs = [each.run for each in alike]
+        staged = [run.records for run in runs if run.staged]
+        before, after = np.zeros(1), np.zeros(1)  # else all is in the batches' own times
+        if staged:
+            before = np.concatenate([records["received_ns"] - records["issued_ns"] for records in staged]) / NS_PER_S
+            before = before[before <= _latest(float(np.median(before)))]
+            after = np.concatenate([records["completed_ns"] - records["computed_ns"] for records in staged]) / NS_PER_S
+        yield Habits(
+            rows=runs[0].setup.rows,
+            requests_per_s=float(np.mean([run.requests_per_s for run in runs])),
+            closed=runs[0].concurrency is not None,
+            before=before,
+            after=after,
+            again=np.concatenate([_again(run) for run in runs]),
+            noise=_noise(alike, law),
+        )
 
 
 def _again(run: Observed) -> Seconds:

@@ -115,7 +115,7 @@ def setups(buckets: Sequence[int], rows: int, lanes: Sequence[int], depth: int, 
 def most_requests_per_s(model: Calibrated, setup: Setup) -> float:
     """Return what an engine answers with full batches on all lanes and the pauses that it has."""
     count = setup.batching.max_batch_size // setup.rows
-    batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * float(model.noise_at(setup.lanes).mean())
+    batch_s = model.law.at(setup.batching.max_batch_size, setup.lanes) * model.mean_noise(setup.lanes)
     rate = setup.lanes * count / batch_s
     return rate * (1 - min(model.pauses.share, 0.9))
 
@@ -174,9 +174,10 @@ def _largest(model: Calibrated, setup: Setup, ask: Ask, best: Choice | None) -> 
         return None
     if keeps(high):
         low = high
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if keeps(middle) else (low, middle)
+    else:
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if keeps(middle) else (low, middle)
     while not (latency := keeps(low, searching=False)):
         low *= BACK_OFF
     if best and low <= best.requests_per_s:

@@ -89,9 +89,9 @@ def again(run: Observed, model: Calibrated, seed: int) -> Simulated:
     rows, count = run.setup.rows, min(len(run.records), MOST_REQUESTS)
     if run.concurrency is not None:
         rate = run.setup.lanes / model.law.at(rows, run.setup.lanes)
-        fitted = Fitted(model, rows, rate, seed)
+        fitted = Fitted(model, rows, rate, seed, closed=True)
         guess = simulate_closed(run.setup, fitted, min(count, GUESSED), run.concurrency)
-        fitted = Fitted(model, rows, guess.samples_per_s / rows, seed)
+        fitted = Fitted(model, rows, guess.samples_per_s / rows, seed, closed=True)
         return simulate_closed(run.setup, fitted, count, run.concurrency)
     issued = np.sort(run.records["issued_ns"])[:count]
     return simulate_open(run.setup, Fitted(model, rows, run.requests_per_s, seed), (issued - issued[0]) / NS_PER_S)

@@ -143,9 +143,10 @@ class Observed:
 
     @property
     def cell(self) -> str:
-        """What was measured, in words: repeats of a run have the same."""
+        """What was measured, in words: repeats of a run have the same, whatever their seeds."""
         slots = f", ring of {self.summary.options.transport.ring_slots}" if self.staged else ""
-        return f"{self.setup.words}; {self.summary.options.load.words}{slots}"
+        load = self.summary.options.load
+        return f"{self.setup.words}; {load.words.replace(f' (seed {load.seed})', '')}{slots}"
 
 
 def read_runs(paths: Sequence[Path]) -> list[Observed]:

@@ -58,16 +58,16 @@ class Service(Protocol):
 class Fitted:
     """The world as it was measured: values are drawn from those that were seen, with a seed."""
 
-    def __init__(self, model: Calibrated, rows: int, requests_per_s: float, seed: int) -> None:
-        """Take the transport of requests of so many rows at such a rate."""
+    def __init__(self, model: Calibrated, rows: int, requests_per_s: float, seed: int, *, closed: bool = False) -> None:
+        """Take the habits of requests of so many rows at such a rate, in a closed loop or an open one."""
         self._model = model
         self._random = np.random.default_rng(seed)
-        transport = model.alike(rows, requests_per_s, self._random)
+        self._alike = model.alike(rows, requests_per_s, self._random, closed=closed)
         self._pauses = model.pauses
         self._when = np.random.default_rng((seed, 1))  # apart, so that pauses come alike at every rate
-        self._before = _Drawn(transport.before, self._random)
-        self._after = _Drawn(transport.after, self._random)
-        self._again = _Drawn(transport.again, self._random)
+        self._before = _Drawn(self._alike.before(), self._random)
+        self._after = _Drawn(self._alike.after(), self._random)
+        self._again = _Drawn(self._alike.again(), self._random)
         self._noise: dict[int, _Drawn] = {}  # by level
 
     def before(self) -> float:
@@ -83,7 +83,7 @@ class Fitted:
         level = level_of(running)
         drawn = self._noise.get(level)
         if drawn is None:
-            drawn = self._noise[level] = _Drawn(self._model.noise_at(running), self._random)
+            drawn = self._noise[level] = _Drawn(self._alike.noise(running), self._random)
         return drawn()
 
     def work_s(self, rows: int) -> float:
@@ -227,8 +227,8 @@ class _Engine:
             self._launch(level, count)
 
     def _look_again(self, wait_us: float) -> None:
-        if wait_us > 0:
-            self.after(wait_us / 1e6, self._act)
+        if wait_us > 0:  # at least a nanosecond: less may be nothing, beside what the clock says, and would never pass
+            self.after(max(wait_us, 1e-3) / 1e6, self._act)
 
     def _launch(self, level: int, count: int) -> None:
         lane = self._levels[level].popleft()
