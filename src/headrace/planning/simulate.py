@@ -21,8 +21,9 @@ import numpy.typing as npt
 import simpy
 
 from headrace.pipeline.batch import may_start, take
-from headrace.planning.calibrate import Calibrated, level_of
+from headrace.planning.calibrate import Calibrated
 from headrace.planning.observe import Seconds, Setup
+from headrace.planning.seen import level_of
 
 _DONE_S = 1e-9  # what rounding may leave of a batch's time
 
