@@ -42,8 +42,8 @@ $(KSERVE)/.ready: | $(READY)
 	@touch $@
 
 # The bytecode is made first: where PYTHONDONTWRITEBYTECODE is set, each of the tests' many processes would compile all
-# that it imports anew. TEST_WORKERS=2 shares the files out to two processes, which takes about half as long; but some tests measure,
-# and are disturbed by others beside them.
+# that it imports anew. TEST_WORKERS=2 shares the files out to two processes, which is faster; but some tests measure, and
+# are disturbed by others beside them.
 test: $(READY) $(KSERVE)/.ready
 	@$(BIN)/python -m compileall -q src
 	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
