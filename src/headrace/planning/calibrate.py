@@ -17,7 +17,7 @@ from headrace.planning.fit import Idle, idle_of, law_of, work_of
 from headrace.planning.habits import Alike, Habits, habits_of, noise_near
 from headrace.planning.law import ServiceLaw
 from headrace.planning.observe import Observed, Seconds
-from headrace.planning.seen import Seen, expected_s, latest, on_time
+from headrace.planning.seen import Seen, expected_s, on_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,12 @@ def calibrate(runs: Sequence[Observed], *, pauses: bool = True) -> Calibrated:
     begun = [run.batches.begun(idle.at) for run in runs]
     seen = [Seen(run, batches, batches.running(work_s.at)) for run, batches in zip(runs, begun, strict=True)]
     law = law_of(seen, work_s)
-    found = [_pauses_of(each, law) if pauses else np.empty(0) for each in seen]
+    expected = [expected_s(each, law) for each in seen]
+    found = [_pauses_of(*each) if pauses else np.empty(0) for each in zip(seen, expected, strict=True)]
     return Calibrated(
         law=law,
         idle=idle,
-        habits=tuple(habits_of(seen, law)),
+        habits=tuple(habits_of(seen, expected)),
         pauses=_together(runs, found),
     )
 
@@ -71,17 +72,16 @@ def _together(runs: Sequence[Observed], pauses: Sequence[Seconds]) -> Pauses:
     return Pauses(sum(map(len, pauses)) / sum(run.window_s for run in runs), np.concatenate(pauses))
 
 
-def _pauses_of(seen: Seen, law: ServiceLaw) -> Seconds:
+def _pauses_of(seen: Seen, expected: Seconds) -> Seconds:
     """Return the lengths of a run's pauses: where its late batches and late requests overlap, they are of one."""
     run, batches = seen.run, seen.batches
-    expected = expected_s(seen, law)
     late = ~on_time(batches.seconds, expected)
     end = batches.start_ns / NS_PER_S + batches.seconds
     begins, ends = [(end - batches.seconds + expected)[late]], [end[late]]
     if run.staged:
         issued, received = run.records["issued_ns"] / NS_PER_S, run.records["received_ns"] / NS_PER_S
         usual = float(np.median(received - issued))
-        lay = received - issued > latest(usual)
+        lay = ~on_time(received - issued, usual)
         begins.append(issued[lay] + usual)
         ends.append(received[lay])
     return _merged(np.concatenate(begins), np.concatenate(ends))

@@ -9,9 +9,8 @@ from math import log
 import numpy as np
 
 from headrace.clock import NS_PER_S
-from headrace.planning.law import ServiceLaw
 from headrace.planning.observe import Observed, Seconds
-from headrace.planning.seen import LEAST, Seen, expected_s, latest, level_of, levels, on_time, usual
+from headrace.planning.seen import LEAST, Seen, level_of, levels, on_time, usual
 
 STEEPNESS = 2.0  # runs whose requests differ by a factor of e in rows or rate weigh e^2 times less
 MIXED = 20_000  # values that stand for a mix of distributions
@@ -86,15 +85,16 @@ def noise_near(noise: Noise, running: float) -> Seconds:
     return noise[min(noise, key=lambda level: abs(level - level_of(running)))]
 
 
-def habits_of(seen: Sequence[Seen], law: ServiceLaw) -> Iterable[Habits]:
+def habits_of(seen: Sequence[Seen], expected: Sequence[Seconds]) -> Iterable[Habits]:
+    """Return those of each configuration; `expected` is what the law says of each run's batches."""
     for cell in sorted({each.run.cell for each in seen}):
-        alike = [each for each in seen if each.run.cell == cell]
-        runs = [each.run for each in alike]
+        alike = [(each, law_s) for each, law_s in zip(seen, expected, strict=True) if each.run.cell == cell]
+        runs = [each.run for each, _ in alike]
         staged = [run.records for run in runs if run.staged]
         before, after = np.zeros(1), np.zeros(1)  # else all is in the batches' own times
         if staged:
             before = np.concatenate([records["received_ns"] - records["issued_ns"] for records in staged]) / NS_PER_S
-            before = before[before <= latest(float(np.median(before)))]
+            before = before[on_time(before, float(np.median(before)))]
             after = np.concatenate([records["completed_ns"] - records["computed_ns"] for records in staged]) / NS_PER_S
         yield Habits(
             rows=runs[0].setup.rows,
@@ -103,7 +103,7 @@ def habits_of(seen: Sequence[Seen], law: ServiceLaw) -> Iterable[Habits]:
             before=before,
             after=after,
             again=np.concatenate([_again(run) for run in runs]),
-            noise=_noise(alike, law),
+            noise=_noise(alike),
         )
 
 
@@ -114,13 +114,12 @@ def _again(run: Observed) -> Seconds:
         return np.empty(0)
     issued, completed = np.sort(run.records["issued_ns"]), np.sort(run.records["completed_ns"])
     gaps = np.maximum(issued[concurrency:] - completed[: len(issued) - concurrency], 0) / NS_PER_S
-    return np.asarray(gaps[gaps <= latest(float(np.median(gaps)))])
+    return np.asarray(gaps[on_time(gaps, float(np.median(gaps)))])
 
 
-def _noise(seen: Sequence[Seen], law: ServiceLaw) -> Noise:
+def _noise(alike: Sequence[tuple[Seen, Seconds]]) -> Noise:
     factors, at_levels = [np.empty(0)], [np.empty(0)]
-    for each in seen:
-        expected = expected_s(each, law)
+    for each, expected in alike:
         telling = on_time(each.batches.seconds, expected) & usual(each)
         own = (each.batches.seconds / expected)[telling]
         if len(own):

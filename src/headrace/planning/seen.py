@@ -45,12 +45,9 @@ def usual(seen: Seen) -> npt.NDArray[np.bool_]:
     return np.asarray(seen.batches.sure & (counts[which] >= LEAST_SHARE * len(which)))
 
 
-def latest(usual_s: float) -> float:
-    return max(LATE_TIMES * usual_s, usual_s + LATE_S)
-
-
-def on_time(seconds: Seconds, expected: Seconds) -> npt.NDArray[np.bool_]:
-    return np.asarray(seconds <= np.maximum(LATE_TIMES * expected, expected + LATE_S))
+def on_time(seconds: Seconds, usual_s: Seconds | float) -> npt.NDArray[np.bool_]:
+    """Tell what took no longer than a pause would make it take."""
+    return np.asarray(seconds <= np.maximum(LATE_TIMES * usual_s, usual_s + LATE_S))
 
 
 def expected_s(seen: Seen, law: ServiceLaw) -> Seconds:

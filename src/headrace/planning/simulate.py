@@ -145,11 +145,14 @@ class Happened(Protocol):
 
 
 class _Batch:
-    __slots__ = ("count", "done", "first", "lane", "left", "noise", "ready_s", "rows")
+    __slots__ = ("count", "done", "first", "lane", "left", "noise", "ready_s", "rows", "work_s")
 
-    def __init__(self, first: int, count: int, rows: int, lane: _Lane, noise: float, ready_s: float) -> None:
+    def __init__(
+        self, first: int, count: int, rows: int, lane: _Lane, *, work_s: float, noise: float, ready_s: float
+    ) -> None:
         self.first, self.count = first, count
         self.rows = rows  # that are computed
+        self.work_s = work_s  # what it takes of a full device
         self.lane = lane
         self.noise = noise
         self.ready_s = ready_s  # when its beginning is over, and it can run
@@ -237,10 +240,9 @@ class _Engine:
         for _ in range(count):
             self._waiting.popleft()
         rows = self._setup.computed(count * self._setup.rows)
-        running = (self._load() + self._work_s(rows)) / self._work_s(rows)
-        batch = _Batch(
-            first, count, rows, lane, self._service.noise(running), self.env.now + self._service.idle_s(rows)
-        )
+        work_s, ready_s = self._work_s(rows), self.env.now + self._service.idle_s(rows)
+        noise = self._service.noise((self._load() + work_s) / work_s)
+        batch = _Batch(first, count, rows, lane, work_s=work_s, noise=noise, ready_s=ready_s)
         lane.launched += 1
         self._levels[lane.launched].append(lane)
         self._launched.append(batch)
@@ -294,13 +296,13 @@ class _Engine:
 
     def _load(self) -> float:
         """Return the work of all that run."""
-        return sum([self._work_s(batch.rows) for batch in self._running])
+        return sum([batch.work_s for batch in self._running])
 
     def _takes(self, batch: _Batch, load: float) -> float:
         """Return what a batch that runs takes as a whole beside such a load; every event asks for it."""
         found = self._by_load.get((load, batch.rows))
         if found is None:
-            found = self._service.at(batch.rows, load / self._work_s(batch.rows))
+            found = self._service.at(batch.rows, load / batch.work_s)
             self._by_load[load, batch.rows] = found
         return found * batch.noise
 
