@@ -104,13 +104,17 @@ class Connection:
             self._read()
 
     def _connected(self) -> None:
+        if self._has_reached():
+            self.connected = True
+            self._watch(IN)
+            self._load.free(self)
+
+    def _has_reached(self) -> bool:
+        """Tell whether the socket has reached the server; break the connection where it failed."""
         failed = self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failed:
             self._break(os.strerror(failed))
-            return
-        self.connected = True
-        self._watch(IN)
-        self._load.free(self)
+        return not failed
 
     def _read(self) -> None:
         try:

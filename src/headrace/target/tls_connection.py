@@ -6,7 +6,6 @@ is not written yet waits where a plain connection's does.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from typing import Any
@@ -51,14 +50,10 @@ class TlsConnection(Connection):
         """Go on where the socket takes more: it has reached the server, or could not send the whole greeting."""
         if self._reached:
             self._write()
-            return
-        failed = self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failed:
-            self._break(os.strerror(failed))
-            return
-        self._reached = True
-        self._shake_hands()
-        self._flush()
+        elif self._has_reached():
+            self._reached = True
+            self._shake_hands()
+            self._flush()
 
     def _decrypt(self, received: memoryview) -> None:
         """Take what the socket gave, and hand on what it holds. Raises ssl.SSLError."""
