@@ -133,15 +133,24 @@ class Served:
         for each in sending:
             each.result()
 
+    def ask(self):
+        """Send a request; return the response, and what notes a good one in the answers."""
+        response = self.infer()
+
+        def note(answers):
+            outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
+            answers.factors.append(factor_of(outputs["scaled"]))
+            answers.pids.add(outputs["pid"][0])
+            answers.largest_batch = max(answers.largest_batch, outputs["batch"][0])
+
+        return response, note
+
     def _one(self, answers):
         try:
-            response = self.infer()
+            response, note = self.ask()
             with answers.moved:
                 if response.status == 200:
-                    outputs = {each["name"]: each["data"] for each in response.json()["outputs"]}
-                    answers.factors.append(factor_of(outputs["scaled"]))
-                    answers.pids.add(outputs["pid"][0])
-                    answers.largest_batch = max(answers.largest_batch, outputs["batch"][0])
+                    note(answers)
                 else:
                     answers.errors.append((response.status, response.data.decode()))
                 answers.moved.notify_all()
